@@ -1,0 +1,1 @@
+"""Two-way tables between our parameter paths and the weight files of the PyTorch world."""

@@ -1,0 +1,1 @@
+"""From files to batches: sources, conversations, tiles, tokens, packing. NumPy and Grain only, never JAX."""

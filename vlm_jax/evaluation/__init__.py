@@ -1,0 +1,1 @@
+"""Metrics, benchmarks, the runner and the report."""

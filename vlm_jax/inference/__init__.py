@@ -1,0 +1,1 @@
+"""A trained model at work: loading, prefill and cached decoding, sampling, chat."""

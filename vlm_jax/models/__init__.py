@@ -1,0 +1,1 @@
+"""The networks: pure functions of parameters. Knows nothing of data, training or files."""

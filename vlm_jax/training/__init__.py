@@ -1,0 +1,1 @@
+"""Recipes and the one loop that runs every stage of them."""
