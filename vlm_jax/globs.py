@@ -1,0 +1,58 @@
+"""Path globs: the one language in which freezing, learning rates, sharding and conversion name parameters.
+
+`*` stands for anything within one part of a path, `**` for any number of parts. Rules are ordered and the last match
+wins, so that a recipe reads "everything, except ..." from top to bottom.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _pattern(glob: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*/|\*\*|\*)", glob)
+    as_regex = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*"}
+    return re.compile("".join(as_regex.get(piece, re.escape(piece)) for piece in pieces))
+
+
+def matches(path: str, glob: str) -> bool:
+    """Whether `path` (parts joined by '/') matches `glob` as a whole."""
+    return _pattern(glob).fullmatch(path) is not None
+
+
+def last_match(path: str, rules: Iterable[tuple[str, T]], default: T) -> T:
+    """The value of the last rule (glob, value) whose glob matches `path`, else `default`."""
+    found = default
+    for glob, value in rules:
+        if matches(path, glob):
+            found = value
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {path: leaf}, in order. Anything that is not a mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, T]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

@@ -1,0 +1,111 @@
+"""Multi-head attention with grouped KV heads, rotary positions, q/k norms and a static cache: one class for all."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax.models.layers import Compute, Linear, Norm
+from vlm_jax.sharding import constrain
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer for S slots; slot s holds the token at position s of its row."""
+
+    key: Float[Array, "B S G Dh"]
+    value: Float[Array, "B S G Dh"]
+
+
+class Side(NamedTuple):
+    """What every layer may look at besides its input; `None` is "not used here".
+
+    Attributes:
+      rotary: cosines and sines, float32 [B, T, Dh/2] each.
+      mask: bool [B, 1, T, S], True where query t sees key s.
+      slots: int32 [B, T], the cache slot that token t is written to; out of range is not written.
+      residual: float32 [2, B], what drop path multiplies the two branches of this layer with, row by row.
+    """
+
+    rotary: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None = None
+    mask: Bool[Array, "B 1 T S"] | None = None
+    slots: Int[Array, "B T"] | None = None
+    residual: Float[Array, "2 B"] | None = None
+
+
+class AttentionShape(NamedTuple):
+    """Sizes and variants of an attention block.
+
+    `qk_norm`: "full" normalises the flattened width of q and k before they are split into heads (InternViT-6B).
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    out_bias: bool
+    qk_norm: Literal["none", "full"] = "none"
+    norm_eps: float = 1e-6
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v. The softmax runs in float32."""
+
+    shape: AttentionShape
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], side: Side, cache: KVCache | None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        s, dtype = self.shape, self.compute.dtype
+        project = partial(Linear, use_bias=s.qkv_bias, dtype=dtype)
+        q = project((s.heads, s.head_dim), name="query")(x)
+        k = project((s.kv_heads, s.head_dim), name="key")(x)
+        v = project((s.kv_heads, s.head_dim), name="value")(x)
+        if s.qk_norm == "full":
+            q, k = self._flat_norm(q, "query_norm"), self._flat_norm(k, "key_norm")
+        if side.rotary is not None:
+            q, k = rotate(q, side.rotary), rotate(k, side.rotary)
+        q, k, v = (constrain(y, "batch", None, "heads", None) for y in (q, k, v))
+        if cache is not None:
+            rows = jnp.arange(x.shape[0])[:, None]
+            cache = KVCache(
+                cache.key.at[rows, side.slots].set(k.astype(cache.key.dtype), mode="drop"),
+                cache.value.at[rows, side.slots].set(v.astype(cache.value.dtype), mode="drop"),
+            )
+            k, v = cache
+        y = jax.nn.dot_product_attention(q, k, v, mask=side.mask, implementation=self.compute.attention)
+        return Linear((s.width,), in_axes=2, use_bias=s.out_bias, dtype=dtype, name="out")(y), cache
+
+    def _flat_norm(self, y: Float[Array, "B T H Dh"], name: str) -> Float[Array, "B T H Dh"]:
+        flat = Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)(rearrange(y, "b t h d -> b t (h d)"))
+        return rearrange(flat, "b t (h d) -> b t h d", h=y.shape[2])
+
+
+def rotary_table(positions: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Any, Any]:
+    """Cosines and sines of position * theta^(-2i/head_dim), float32 [B, T, head_dim/2] each."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B T H Dh"], table: tuple[jax.Array, jax.Array]) -> Float[Array, "B T H Dh"]:
+    """Rotary embedding in the half-split convention of Llama: pairs are (i, i + head_dim/2)."""
+    cos, sin = (t[:, :, None, :] for t in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def causal_segment_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+    """Token t sees token s when s <= t and both are of one conversation; padding sees padding, so no row is empty."""
+    same = segments[:, :, None] == segments[:, None, :]
+    order = jnp.arange(segments.shape[1])
+    return (same & (order[:, None] >= order[None, :]))[:, None]

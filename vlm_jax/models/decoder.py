@@ -1,0 +1,136 @@
+"""The decoder: a Llama-shaped language model (RMSNorm, rotary positions, grouped KV heads, SwiGLU), as in Qwen2."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.config import config_class
+from vlm_jax.models.attention import (
+    Attention,
+    AttentionShape,
+    KVCache,
+    Side,
+    causal_segment_mask,
+    rotary_table,
+)
+from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm
+from vlm_jax.models.stack import init_layers, run_layers
+from vlm_jax.sharding import constrain
+
+
+@config_class
+class DecoderConfig:
+    """A decoder. The defaults are Qwen2-0.5B as Mini-InternVL-1B uses it (nine tokens added, head untied).
+
+    Attributes:
+      vocab_size: rows of the embedding, added tokens included.
+      width, depth, heads, kv_heads, head_dim, mlp_width: as usual.
+      norm_eps: of every RMSNorm.
+      qkv_bias: bias on q, k and v.
+      rope_theta: base of the rotary frequencies.
+      tie_embeddings: the head is the transposed embedding.
+      max_tokens: the longest sequence the model was trained for.
+    """
+
+    type: Literal["decoder"] = "decoder"
+    vocab_size: int = 151655
+    width: int = 896
+    depth: int = 24
+    heads: int = 14
+    kv_heads: int = 2
+    head_dim: int = 64
+    mlp_width: int = 4864
+    activation: Activation = "silu"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    rope_theta: float = 1e6
+    tie_embeddings: bool = False
+    max_tokens: int = 32768
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: DecoderConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], side: Side, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None, dict[str, Any]]:
+        c, dtype = self.config, self.compute.dtype
+        norm = partial(Norm, "rms_norm", c.norm_eps, dtype)
+        shape = AttentionShape(c.width, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, False)
+        y, cache = Attention(shape, self.compute, name="attention")(norm(name="attention_norm")(x), side, cache)
+        x = x + y
+        x = x + MLP(c.mlp_width, c.activation, True, False, dtype, name="mlp")(norm(name="mlp_norm")(x))
+        return constrain(x, "batch", None, None), cache, {}
+
+
+class Decoder(nn.Module):
+    """Token embeddings, layers, final norm and head, each callable alone: the visual tokens come in between."""
+
+    config: DecoderConfig
+    compute: Compute
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width))
+        self.layer = DecoderLayer(c, self.compute, parent=None)
+        self.layers = self.param("layers", self._init_layers)
+        self.norm = Norm("rms_norm", c.norm_eps, self.compute.dtype)
+        if not c.tie_embeddings:
+            self.head = Linear((c.vocab_size,), use_bias=False, dtype=self.compute.dtype)
+
+    def _init_layers(self, key: jax.Array) -> dict[str, Any]:
+        x = jnp.zeros((1, 1, self.config.width), self.compute.dtype)
+        side = Side(rotary=rotary_table(jnp.zeros((1, 1), jnp.int32), self.config.head_dim, self.config.rope_theta))
+        return init_layers(key, self.layer, self.config.depth, x, side)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Looks the token embeddings up."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.compute.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Embeddings of packed rows to normed hidden states; attention stays within a conversation."""
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        side = Side(rotary=rotary, mask=causal_segment_mask(segments))
+        x, _, _ = run_layers(self.layer, self.layers, constrain(x, "batch", None, None), side, self.compute)
+        return self.norm(x)
+
+    def step(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], caches: list[KVCache]
+    ) -> tuple[Float[Array, "B T D"], list[KVCache]]:
+        """Runs T further tokens of every row against the caches (prefill: T is the prompt; decoding: 1).
+
+        A token at position p is written to slot p and sees slots 0..p. Positions past the cache (padding) are not
+        written and what they return is meaningless.
+        """
+        slots = jnp.arange(caches[0].key.shape[1])
+        mask = (slots <= positions[:, :, None])[:, None]
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        side = Side(rotary=rotary, mask=mask, slots=positions)
+        x, caches, _ = run_layers(self.layer, self.layers, x, side, self.compute, caches=caches)
+        return self.norm(x), caches
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Normed hidden states to float32 logits."""
+        if self.config.tie_embeddings:
+            logits = hidden @ self.embedding.T.astype(hidden.dtype)
+        else:
+            logits = self.head(hidden)
+        return logits.astype(jnp.float32)
+
+
+def empty_caches(config: DecoderConfig, rows: int, slots: int, dtype: str) -> list[KVCache]:
+    """One zeroed cache per layer."""
+    shape = (rows, slots, config.kv_heads, config.head_dim)
+    return [KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.depth)]

@@ -1,0 +1,50 @@
+"""A system: which model, how images are laid out for it, and how it is spoken to. A config names one; all rooms read it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vlm_jax.config import config_class
+from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.models.vlm import VLMConfig
+
+
+@config_class
+class System:
+    """Everything that must be the same in training, evaluation, chat and export.
+
+    Attributes:
+      model: vision encoder, connector and decoder.
+      layout: how an image becomes tiles.
+      template: name of the chat template (`vlm_jax.data.templates.TEMPLATES`).
+    """
+
+    model: VLMConfig
+    layout: ClosestAspect
+    template: str = "internvl2"
+
+    def __post_init__(self) -> None:
+        vision = self.model.vision
+        if self.layout.tile_size != vision.image_size:
+            raise UserError(
+                f"config.system.layout.tile_size is {self.layout.tile_size}, "
+                f"config.system.model.vision.image_size is {vision.image_size}: they must be equal"
+            )
+        if self.template not in TEMPLATES:
+            raise UserError(f"config.system.template: no template '{self.template}'; there are {', '.join(TEMPLATES)}")
+
+    def preparer(self, tokenizer: Tokenizer, max_tokens: int, max_tiles: int | None = None) -> Preparer:
+        """What turns a conversation into arrays for this system; `max_tiles` overrides the layout's (per benchmark)."""
+        layout = self.layout if max_tiles is None else dataclasses.replace(self.layout, max_tiles=max_tiles)
+        return Preparer(
+            tokenizer=tokenizer,
+            template=TEMPLATES[self.template],
+            layout=layout,
+            patch_size=self.model.vision.patch_size,
+            tokens_per_tile=self.model.tokens_per_tile,
+            max_tokens=max_tokens,
+        )
