@@ -46,7 +46,7 @@ class KeepEncoded:
     """A TFDS decoder that gives the stored bytes of a feature back, also for a feature inside a `Sequence`.
 
     `tfds.decode.SkipDecoding` (4.9.10) has no NumPy method for sequences. This class has the methods that TFDS calls
-    and derives from nothing of TFDS, so that importing this file stays cheap and a data source can be pickled to workers.
+    and has no base class there, so that importing this file is cheap and a data source can be pickled to workers.
     """
 
     def setup(self, *, feature: Any) -> None:
