@@ -1,0 +1,94 @@
+import io
+import subprocess
+import sys
+
+import pytest
+
+from vlm_jax import cli
+from vlm_jax.errors import UserError
+
+
+def exit_code(main, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["prog", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(main)
+    return exit_info.value.code
+
+
+def test_a_user_error_is_one_line_and_code_2(monkeypatch, capsys):
+    def main(arguments):
+        raise UserError(f"data.json: line 3:\nno image in {arguments}")
+
+    assert exit_code(main, monkeypatch, "--x=1") == 2
+    assert capsys.readouterr().err == "error: data.json: line 3: no image in ['--x=1']\n"
+
+
+def test_exit_codes_of_success_of_a_command_and_of_ctrl_c(monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    assert exit_code(lambda arguments: None, monkeypatch) == 0
+    assert exit_code(lambda arguments: 7, monkeypatch) == 7
+    assert exit_code(interrupted, monkeypatch) == 130
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def main(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)
+
+
+def test_flags_must_be_known_and_whole():
+    parser = cli.ArgumentParser(prog="evaluate")
+    parser.add_argument("--benchmark")
+    with pytest.raises(UserError, match="--bench=x"):
+        parser.parse_args(["--bench=x"])
+
+
+def test_plain_lines_at_start_between_and_end(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with cli.progress("Reading", 100) as advance:
+        for _ in range(25):
+            now[0] += 1.0
+            advance(4)
+    assert sys.stderr.getvalue().splitlines() == [
+        "Reading: 0/100",
+        "Reading: 40/100 after 10 s, about 15 s left",
+        "Reading: 80/100 after 20 s, about 5 s left",
+        "Reading: 100/100 done in 25.0 s",
+    ]
+
+
+def test_progress_never_claims_that_broken_work_is_done(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    def read():
+        with cli.progress("Reading") as advance:
+            advance()
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        read()
+    assert sys.stderr.getvalue().splitlines()[0] == "Reading: 0"
+    assert "done" not in sys.stderr.getvalue()
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "100")
+    with cli.progress("Reading", 3) as advance:
+        advance()
+        advance(2)
+    assert "3/3" in stream.getvalue()
+
+
+def test_importing_cli_imports_nothing_heavy():
+    code = "import sys, vlm_jax.cli; print([m for m in ('rich', 'numpy', 'jax', 'pydantic') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,120 @@
+"""What all commands share: how errors end them, how their flags are read, how they show progress.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from vlm_jax.errors import UserError
+
+OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+"""Exit codes: success; a mistake that the user can correct; Ctrl-C (128 + SIGINT, as shells count)."""
+
+Advance = Callable[..., None]
+"""`advance(n=1)`: n more items are done."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` whose mistakes are `UserError`s and whose help keeps its paragraphs.
+
+    Abbreviated flags are refused: a script that relies on one breaks when a flag is added.
+    """
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError` in place of printing the whole usage."""
+        raise UserError(f"{message} (`{self.prog} --help` lists the flags)")
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command and ends the process with its exit code.
+
+    A `UserError` becomes one line on standard error and exit code 2, Ctrl-C exit code 130. Anything else is a defect
+    and keeps its traceback (exit code 1).
+
+    Args:
+      main: takes the arguments without the program's name; returns the exit code, or None for success.
+    """
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
+    sys.exit(code or OK)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int | None = None, *, every: float = 10.0) -> Iterator[Advance]:
+    """Shows on standard error how far a piece of work is: a bar on a terminal, else a line now and then.
+
+    Args:
+      description: what is being done, as "Evaluating".
+      total: number of items, or None when it is not known.
+      every: seconds between two plain lines; the first and the last line always appear.
+
+    Yields:
+      `advance(n=1)`, to be called when n more items are done.
+    """
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(description, total, every) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int | None, every: float) -> Iterator[Advance]:
+    from rich import console, progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n=1: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def _lines(description: str, total: int | None, every: float) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def write(ending: str) -> None:
+        count = f"{done}/{total}" if total is not None else str(done)
+        sys.stderr.write(f"{description}: {count}{ending}\n")
+        sys.stderr.flush()
+
+    def advance(n: int = 1) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last < every:
+            return
+        last = now
+        elapsed = now - start
+        left = f", about {elapsed / done * (total - done):.0f} s left" if total and done else ""
+        write(f" after {elapsed:.0f} s{left}")
+
+    write("")
+    try:
+        yield advance
+    except BaseException:
+        write(f" when it stopped after {time.monotonic() - start:.1f} s")
+        raise
+    write(f" done in {time.monotonic() - start:.1f} s")
