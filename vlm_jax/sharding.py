@@ -34,9 +34,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("**/mlp/*/bias", ("mlp",)),
     ("**/mlp/down/kernel", ("mlp", "embed")),
     ("**/mlp/down/bias", ()),
-    ("connector/up/kernel", ("embed", "mlp")),
-    ("connector/up/bias", ("mlp",)),
-    ("connector/down/kernel", ("mlp", "embed")),
+    ("**/connector/up/kernel", ("embed", "mlp")),
+    ("**/connector/up/bias", ("mlp",)),
+    ("**/connector/down/kernel", ("mlp", "embed")),
     ("distillation/*/kernel", ("embed", "mlp")),
 )
 """Path glob -> logical axis of each dimension; the last match wins; () means replicated."""

@@ -1,0 +1,221 @@
+"""Checkpoints: the only file that knows Orbax.
+
+`checkpoints/<number>/` holds `params/` and `optimizer/` (Orbax), `meta.json` and, written last, `manifest.json` with a
+digest of every file. A checkpoint without a manifest does not exist: it was cut off. A restore verifies the digests
+first, because a flipped byte in array data otherwise restores silently wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vlm_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+META = "meta.json"
+
+
+class Checkpoints:
+    """Writes and reads the numbered checkpoints of one run. Saving runs in the background, one at a time."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        """Opens `folder` (made if missing) and removes what an interrupted save left there.
+
+        Args:
+          folder: the run's `checkpoints/`.
+          keep: how many of the newest to keep; those saved with `permanent=True` always stay.
+        """
+        self.folder = Path(folder)
+        self.keep = keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.folder.iterdir():
+            if not (entry / MANIFEST).is_file():
+                shutil.rmtree(entry)
+        self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._optimizer_saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._pending: Path | None = None
+
+    def save(
+        self, number: int, params: Mapping[str, Any], optimizer: Any, meta: dict[str, Any], *, permanent: bool = False
+    ) -> None:
+        """Starts writing checkpoint `number` (after finishing the one before).
+
+        Args:
+          number: its name; larger is newer.
+          params: nested dict of arrays.
+          optimizer: any pytree of arrays.
+          meta: JSON values that say where the run stands.
+          permanent: keep it whatever comes later (the end of a stage).
+
+        Raises:
+          UserError: the disk is full; what was saved before is untouched.
+        """
+        self.finish()
+        path = self.folder / f"{number:08d}"
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            self._pending = path
+            _write_json(path / META, {**meta, "permanent": permanent})
+            self._saver.save(path.absolute() / "params", args=ocp.args.PyTreeSave(dict(params)))
+            leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
+            self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
+        except Exception as error:
+            self._failed(error)
+
+    def finish(self) -> None:
+        """Waits for the save under way, and makes it exist by writing its manifest.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        if self._pending is None:
+            return
+        path = self._pending
+        try:
+            self._saver.wait_until_finished()
+            self._optimizer_saver.wait_until_finished()
+            digests = {str(file.relative_to(path)): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
+            _write_json(path / MANIFEST, digests)
+        except Exception as error:
+            self._failed(error)
+        self._pending = None
+        self._remove_old()
+
+    def close(self) -> None:
+        """Finishes the save under way and stops the background threads."""
+        self.finish()
+        self._saver.close()
+        self._optimizer_saver.close()
+
+    def latest(self) -> int | None:
+        """Number of the newest complete checkpoint, or None."""
+        return max(complete(self.folder), default=None)
+
+    def meta(self, number: int) -> dict[str, Any]:
+        """What was saved as `meta`."""
+        return json.loads((self.folder / f"{number:08d}" / META).read_text())
+
+    def restore_params(self, number: int, like: Any) -> Any:
+        """Parameters of checkpoint `number` with the shapes, dtypes and shardings of `like` (ShapeDtypeStructs)."""
+        return _restore(self.folder / f"{number:08d}", "params", like)
+
+    def restore_optimizer(self, number: int, like: Any) -> Any:
+        """Optimizer state of checkpoint `number`, in the structure of `like`."""
+        leaves, structure = jax.tree.flatten(like)
+        restored = _restore(self.folder / f"{number:08d}", "optimizer", {str(i): leaf for i, leaf in enumerate(leaves)})
+        return jax.tree.unflatten(structure, [restored[str(i)] for i in range(len(leaves))])
+
+    def verify(self, number: int) -> None:
+        """Compares every file of checkpoint `number` with its digest.
+
+        Raises:
+          UserError: naming the first damaged or missing file.
+        """
+        verify(self.folder / f"{number:08d}")
+
+    def _remove_old(self) -> None:
+        passing = [n for n in complete(self.folder) if not self.meta(n)["permanent"]]
+        newest = max(complete(self.folder), default=-1)
+        for number in sorted(passing)[: -self.keep]:
+            if number != newest:
+                path = self.folder / f"{number:08d}"
+                (path / MANIFEST).unlink()  # from here on it does not exist, even if the removal is cut off
+                shutil.rmtree(path)
+
+    def _failed(self, error: Exception) -> None:
+        """Clears the half-written checkpoint away; a full disk becomes one line, anything else goes on up."""
+        path, self._pending = self._pending, None
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        if _is_full_disk(error):
+            newest = self.latest()
+            kept = "nothing was saved before" if newest is None else f"checkpoint {newest} is complete"
+            raise UserError(
+                f"{self.folder}: no space left on the disk ({kept}); free some and run the same command again"
+            ) from error
+        raise error
+
+
+def complete(folder: Path) -> list[int]:
+    """Numbers of the checkpoints in `folder` whose manifest was written, in order."""
+    return sorted(int(entry.parent.name) for entry in Path(folder).glob(f"*/{MANIFEST}"))
+
+
+def read_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads parameters alone, as NumPy arrays on the host.
+
+    Args:
+      folder: a run's `checkpoints/`.
+      step: number of the checkpoint; the newest when None.
+
+    Returns:
+      The nested dict of parameters, and the checkpoint's meta.
+
+    Raises:
+      UserError: there is no such checkpoint, or a file of it is damaged.
+    """
+    numbers = complete(folder)
+    if not numbers or (step is not None and step not in numbers):
+        have = ", ".join(map(str, numbers)) or "none"
+        wanted = "no complete checkpoint" if step is None else f"no checkpoint {step}"
+        raise UserError(f"{folder}: {wanted} (there are: {have})")
+    path = Path(folder) / f"{numbers[-1] if step is None else step:08d}"
+    verify(path)
+    handler = ocp.PyTreeCheckpointer()
+    like = handler.metadata(path.absolute() / "params").item_metadata.tree
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    params = handler.restore(path.absolute() / "params", args=ocp.args.PyTreeRestore(restore_args=arguments))
+    return params, json.loads((path / META).read_text())
+
+
+def verify(path: Path) -> None:
+    """Compares every file of the checkpoint at `path` with its digest (see `Checkpoints.verify`)."""
+    for name, digest in json.loads((path / MANIFEST).read_text()).items():
+        file = path / name
+        if not file.is_file() or _digest(file) != digest:
+            state = "is damaged" if file.is_file() else "is missing"
+            raise UserError(f"{file} {state}; delete the folder {path} to continue from the checkpoint before it")
+
+
+def _restore(path: Path, part: str, like: Any) -> Any:
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(path.absolute() / part, args=ocp.args.PyTreeRestore(like, restore_args=arguments))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Writes all of a JSON file or none of it."""
+    aside = path.with_suffix(".partial")
+    with aside.open("w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is behind `error`; TensorStore reports it as text only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED: Disk" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,80 @@
+"""Trains, evaluates, reports and exports: `python -m vlm_jax.main --config=configs/pocket.py --workdir=runs/pocket`.
+
+--config=FILE[:ARG]         a recipe (configs/*.py); ARG is passed to it, as in configs/pocket.py:quick
+--workdir=DIR               where everything is written; the same command continues an unfinished run
+--config.FIELD=VALUE        overrides any field, as in --config.stages[0].steps=500 or --config.seed=1
+
+DIR receives config.json, checkpoints/, metrics.jsonl, TensorBoard events/, report.json, report.html and
+export/ (a folder that the transformers library loads).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from vlm_jax import cli
+from vlm_jax.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the flags, builds the recipe and runs it."""
+    if {"--help", "-h", "--helpfull", "--helpshort"}.intersection(arguments):
+        sys.stdout.write(__doc__ + _configs())
+        return 0
+    sys.stdout.write("vlm_jax: reading the recipe\n")
+    sys.stdout.flush()
+    config, workdir = parse(arguments)
+    from vlm_jax.config import build
+    from vlm_jax.run import run
+    from vlm_jax.training.recipe import Recipe
+
+    run(build(Recipe, config), workdir)
+    return 0
+
+
+def parse(arguments: list[str]):
+    """The config (with its overrides) and the workdir.
+
+    Raises:
+      UserError: a flag, the config file or an overridden field is not there or of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values)
+    flags.DEFINE_string("workdir", None, "output folder", flag_values=values)
+    file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    if file is None or not any(a.startswith("--workdir=") for a in arguments):
+        raise UserError("both --config=FILE and --workdir=DIR are needed (see --help)")
+    try:
+        rest = values(["main", *arguments])[1:]
+        if rest:
+            raise UserError(f"unexpected argument '{rest[0]}' (flags look like --name=value)")
+        return values.config, values.workdir
+    except flags.Error as error:
+        raise UserError(_readable(str(error))) from None
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{' '.join(a for a in arguments if a.startswith('--config.'))}: {_readable(str(error))}") from None
+    except (OSError, ImportError, SyntaxError) as error:
+        raise UserError(f"--config={file}: {error}") from None
+
+
+def _readable(text: str) -> str:
+    return " ".join(text.split()).replace('"', "'").replace("\\'", "'").strip("'")
+
+
+def _configs() -> str:
+    """The recipes beside the working directory, with the first line of what each says of itself."""
+    import ast
+    from pathlib import Path
+
+    lines = []
+    for path in sorted(Path("configs").glob("**/*.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+        lines.append(f"  {path!s:<28}{doc.splitlines()[0] if doc else ''}\n")
+    return "\nRecipes here:\n" + "".join(lines) if lines else ""
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,157 @@
+"""The whole road of one run: data, stages, evaluation, report, export. `main` reads the flags and calls this."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vlm_jax.cli import progress
+from vlm_jax.config import to_plain
+from vlm_jax.convert.folders import write_hf_folder
+from vlm_jax.data.tiling import choose_grid
+from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.evaluation.benchmarks import pocket
+from vlm_jax.evaluation.report import write_report
+from vlm_jax.evaluation.runner import EvaluationResult, evaluate
+from vlm_jax.inference.model import Model
+from vlm_jax.sharding import describe, make_mesh
+from vlm_jax.training.data import Splits
+from vlm_jax.training.interrupt import Interrupt
+from vlm_jax.training.log import say
+from vlm_jax.training.loop import Trained, initial_params, train
+from vlm_jax.training.recipe import Recipe
+from vlm_jax.training.workdir import Workdir
+
+
+def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
+    """Runs `recipe` in `folder`, or continues what was begun there, and returns the report.
+
+    Raises:
+      UserError: the folder belongs to another config, the disk is full, the data does not fit, ...
+      KeyboardInterrupt: SIGINT or SIGTERM; what was done so far is saved.
+    """
+    workdir = Workdir(folder)
+    existed = workdir.open(recipe)
+    with Interrupt().installed() as interrupt:
+        try:
+            return _run(recipe, workdir, existed, interrupt)
+        except KeyboardInterrupt:
+            say(f"stopped; to continue, run the same command again: {shlex.join(_command())}")
+            raise
+
+
+def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
+    mesh = make_mesh(recipe.runtime.mesh)
+    device = f"{mesh.size} x {jax.devices()[0].device_kind}"
+    say(f"{'continuing' if existed else 'starting'} {recipe.name} in {workdir.root} on {device}, jax {jax.__version__}")
+    if mesh.size > 1:
+        say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
+    start = time.monotonic()
+    splits = recipe.data.open(workdir.root, recipe.seed, say)
+    tokenizer = _tokenizer(recipe, workdir, splits)
+    prepared = time.monotonic() - start
+    trained = train(recipe, workdir, splits, tokenizer, mesh, interrupt)
+    if workdir.report.is_file() and workdir.export.is_dir():
+        say(f"{workdir.root} is finished: see report.html")
+        return json.loads(workdir.report.read_text())
+    params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
+    model = Model(recipe.system, params, tokenizer)
+    result = _evaluate(recipe, model, splits)
+    write_hf_folder(workdir.export, params, recipe.system, tokenizer, "float32")
+    report = _report(recipe, trained, result, prepared + trained.seconds + (time.monotonic() - start - prepared), device)
+    _write(recipe, workdir, splits, result, report)
+    _summary(report, workdir)
+    return report
+
+
+def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
+    if workdir.tokenizer.is_dir():
+        tokenizer = Tokenizer.load(workdir.tokenizer)
+    else:
+        texts = (turn.text for i in range(len(splits.train)) for turn in splits.train[i].turns)
+        tokenizer = Tokenizer.train(texts, recipe.tokenizer_size)
+        tokenizer.save(workdir.tokenizer)
+    rows = recipe.system.model.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"config.system.model.decoder.vocab_size is {rows}, but the tokenizer has {tokenizer.vocab_size} words"
+        )
+    return tokenizer
+
+
+def _evaluate(recipe: Recipe, model: Model, splits: Splits) -> EvaluationResult:
+    settings = recipe.evaluation
+    benchmark = pocket(getattr(splits, settings.split))
+    if settings.limit:
+        benchmark = benchmark.limited(settings.limit)
+    with progress("answering", 2 * len(benchmark.questions)) as advance:
+        return evaluate(
+            lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
+            benchmark,
+            reference=[splits.validation[i] for i in range(len(splits.validation))],
+            grid=lambda width, height: choose_grid(width, height, recipe.system.layout),
+            chunk_size=10 * settings.batch_size,
+            progress=advance,
+            seed=recipe.seed,
+        )
+
+
+def _report(
+    recipe: Recipe, trained: Trained, result: EvaluationResult, wall_seconds: float, device: str
+) -> dict[str, Any]:
+    config = json.dumps(to_plain(recipe), sort_keys=True)
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {
+        "name": recipe.name,
+        "wall_seconds": wall_seconds,
+        "stages": trained.figures,
+        "tasks": result.report(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "device": device,
+        "config_digest": hashlib.sha256(config.encode()).hexdigest(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult, report: dict[str, Any]) -> None:
+    split = getattr(splits, recipe.evaluation.split)
+    asked = {row["id"] for row in result.rows}
+    images = {c.id: c.images for c in (split[i] for i in range(len(split))) if c.id in asked}
+    write_report(
+        workdir.root,
+        report,
+        result.rows,
+        images,
+        layout=recipe.system.layout,
+        title=recipe.name,
+        gallery_size=recipe.evaluation.gallery,
+        seed=recipe.seed,
+    )
+
+
+def _summary(report: dict[str, Any], workdir: Workdir) -> None:
+    say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
+    for name, task in report["tasks"].items():
+        base = task["baselines"]
+        say(f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}  {base['majority']:>8.1%}  {base['blank']:>6.1%}")
+    say(
+        f"done in {report['wall_seconds'] / 60:.1f} minutes, {report['peak_memory_bytes'] / 2**30:.1f} GiB at most; "
+        f"open {workdir.root / 'report.html'}, or talk to it: python -m vlm_jax.chat --model={workdir.root}"
+    )
+
+
+def _command() -> list[str]:
+    return ["python", "-m", "vlm_jax.main", *sys.argv[1:]]

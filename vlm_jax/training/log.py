@@ -1,0 +1,85 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, and a line now and then."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from vlm_jax.training.workdir import Workdir, write_text
+
+
+def say(text: str) -> None:
+    """One line to the person watching."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class Log:
+    """Collects the metrics of steps and writes their means.
+
+    Attributes:
+      elapsed: seconds of this run so far, the starts before this one included.
+    """
+
+    def __init__(self, workdir: Workdir, number: int, seconds: float, say_seconds: float) -> None:
+        """Opens the files; entries after global step `number` (of a start that was cut off) are dropped.
+
+        Args:
+          workdir: of the run.
+          number: global step that the run continues from.
+          seconds: what earlier starts of it took.
+          say_seconds: how often a line is printed.
+        """
+        from tensorboardX import SummaryWriter
+
+        if workdir.metrics.is_file():
+            kept = [line for line in workdir.metrics.read_text().splitlines() if _number(line) <= number]
+            write_text(workdir.metrics, "".join(line + "\n" for line in kept))
+        self._file = workdir.metrics.open("a")
+        self._board = SummaryWriter(str(workdir.events), purge_step=number + 1, flush_secs=30)
+        self._start = time.monotonic() - seconds
+        self._say_seconds, self._said = say_seconds, float("-inf")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, without the pauses between its starts."""
+        return time.monotonic() - self._start
+
+    def steps(self, number: int, entry: dict[str, Any], total: int, left: float) -> None:
+        """Records the mean metrics of the steps up to `entry['step']` of `entry['stage']`.
+
+        Args:
+          number: global step.
+          entry: `stage`, `step`, `loss`, `learning_rate`, ... ; `seconds` and `number` are added.
+          total: steps of the stage.
+          left: seconds that the stage will still take, as an estimate.
+        """
+        entry = {**entry, "number": number, "seconds": round(self.elapsed, 2)}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{entry['stage']}/{name}", value, number)
+        if time.monotonic() - self._said >= self._say_seconds or entry["step"] == total:
+            self._said = time.monotonic()
+            say(
+                f"{entry['stage']:>8} {entry['step']:>5}/{total}  loss {entry['loss']:.4f}  "
+                f"accuracy {entry['accuracy']:.3f}  rate {entry['learning_rate']:.2e}  "
+                f"{entry['conversations_per_second']:.0f} conversations/s  useful tokens {entry['useful_tokens']:.0%}  "
+                f"left {left:.0f} s"
+            )
+
+    def close(self) -> None:
+        """Writes what is still buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def _number(line: str) -> int:
+    """Global step of a metrics line; a line that was cut off counts as the future."""
+    try:
+        return json.loads(line)["number"]
+    except (ValueError, KeyError):
+        return sys.maxsize

@@ -1,0 +1,92 @@
+"""Weighted cross-entropy that never holds all logits: at 151 655 words they would be 1.2 GB for one row of 2048."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.batch import Batch
+from vlm_jax.sharding import constrain
+
+
+def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What position t predicts: `tokens[t + 1]` with its weight (the last position predicts nothing)."""
+    targets = jnp.roll(batch.tokens, -1, axis=1)
+    weights = jnp.roll(batch.loss_weights, -1, axis=1).at[:, -1].set(0.0)
+    return targets, weights
+
+
+def cross_entropy(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    chunk: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted sum of -log softmax(hidden @ kernel)[targets] over all positions, in float32.
+
+    The logits of `chunk` positions a row exist at a time, in the forward and again in the backward pass.
+
+    Returns:
+      The weighted sum, and the weighted sum of positions whose best word is the target. Divide both by the sum of
+      weights over the *global* batch.
+    """
+    chunk = max(c for c in range(1, min(chunk, hidden.shape[1]) + 1) if hidden.shape[1] % c == 0)
+    return _cross_entropy(chunk, hidden, kernel, targets, weights)
+
+
+def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """[B, T, ...] to [T / chunk, B, chunk, ...]: rows stay whole, so a split batch stays split."""
+    return tuple(
+        jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays
+    )
+
+
+def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", None, "vocab")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+    return _forward(chunk, hidden, kernel, targets, weights)[0]
+
+
+def _forward(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -> Any:
+    def body(sums: Any, item: Any) -> Any:
+        h, t, w = item
+        logits = _logits(h, kernel)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
+        right = jnp.sum(w * (picked >= jnp.max(logits, axis=-1)))
+        return (sums[0] + jnp.sum(w * (log_z - picked)), sums[1] + right), log_z
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, log_z = jax.lax.scan(body, (zero, zero), _chunks(chunk, hidden, targets, weights))
+    return sums, (hidden, kernel, targets, weights, log_z)
+
+
+def _backward(chunk: int, saved: Any, cotangents: Any) -> Any:
+    hidden, kernel, targets, weights, log_z = saved
+    scale = cotangents[0]
+
+    def body(d_kernel: jax.Array, item: Any) -> Any:
+        h, t, w, z = item
+        d_logits = jnp.exp(_logits(h, kernel) - z[..., None])
+        d_logits = d_logits - jax.nn.one_hot(t, kernel.shape[1], dtype=jnp.float32)
+        d_logits = (d_logits * (w * scale)[..., None]).astype(h.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel.astype(h.dtype))
+        step = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        return d_kernel + step, d_hidden
+
+    items = (*_chunks(chunk, hidden, targets, weights), log_z)
+    d_kernel, d_hidden = jax.lax.scan(body, jnp.zeros(kernel.shape, jnp.float32), items)
+    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+    return d_hidden, d_kernel.astype(kernel.dtype), None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,136 @@
+"""A recipe: models, data, and a list of stages that one loop runs. Everything `--config` can say, with its defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from vlm_jax.config import complete, config_class
+from vlm_jax.data.pipeline import MixtureConfig
+from vlm_jax.errors import UserError
+from vlm_jax.models.layers import Compute
+from vlm_jax.sharding import MeshConfig
+from vlm_jax.system import System
+from vlm_jax.training.data import PocketData, TFDSData
+from vlm_jax.training.objectives import DistillObjective, GenerateObjective, Models, TeacherConfig
+from vlm_jax.training.optimizer import OptimizerConfig
+
+Objective = Annotated[GenerateObjective | DistillObjective, pydantic.Field(discriminator="type")]
+Data = Annotated[PocketData | TFDSData, pydantic.Field(discriminator="type")]
+
+
+@config_class
+class Stage:
+    """One stage of training. It starts with a fresh optimizer and from what the stage before left.
+
+    Attributes:
+      name: shown in logs and reports; unique in the recipe.
+      objective: what is minimised.
+      trainable: ordered path globs, '!' takes back, last match wins; all else is frozen and has no optimizer state.
+      steps: optimizer steps.
+      accumulation: micro-batches that one step is made of (the batch's rows are split among them).
+      data: which records, how often, and the static shape of a batch.
+    """
+
+    name: str
+    objective: Objective
+    trainable: tuple[str, ...]
+    steps: int
+    data: MixtureConfig
+    accumulation: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulation < 1 or self.data.rows % self.accumulation:
+            raise UserError(
+                f"config.stages '{self.name}': steps ({self.steps}) and accumulation ({self.accumulation}) must be at "
+                f"least 1, and accumulation must divide data.rows ({self.data.rows})"
+            )
+
+
+@config_class
+class EvaluationConfig:
+    """What is measured at the end.
+
+    Attributes:
+      split: of the data.
+      limit: how many questions of each task; 0 takes all.
+      max_new_tokens, batch_size: of the answers' generation.
+      gallery: pictures shown in the report.
+    """
+
+    split: str = "test"
+    limit: int = 0
+    max_new_tokens: int = 40
+    batch_size: int = 50
+    gallery: int = 36
+
+
+@config_class
+class Runtime:
+    """What may differ from one start of a run to the next, because it does not change the numbers.
+
+    Attributes:
+      mesh: how devices are laid out.
+      workers: Grain worker processes; 0 prepares batches in threads.
+      log_seconds, checkpoint_seconds: how often a line is printed and a checkpoint written.
+      keep_checkpoints: how many of the newest are kept; the ends of stages stay always.
+    """
+
+    mesh: MeshConfig = MeshConfig()
+    workers: int = 0
+    log_seconds: float = 10.0
+    checkpoint_seconds: float = 60.0
+    keep_checkpoints: int = 2
+
+
+@config_class
+class Recipe:
+    """The whole road of one run.
+
+    Attributes:
+      name: shown in logs and reports.
+      seed: of initial values, data order, drop path and everything else that is drawn.
+      system: the model that comes out, its image layout and chat template.
+      teacher: a larger encoder for distillation, or None.
+      tokenizer_size: words of the byte-level BPE that is trained on the training text (added tokens not counted).
+      data: where conversations come from.
+      stages: run in order.
+      evaluation: what is measured at the end.
+      compute: dtype, rematerialisation and the like of the student and teacher.
+      runtime: what does not change the numbers.
+    """
+
+    name: str
+    system: System
+    data: Data
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    teacher: TeacherConfig | None = None
+    tokenizer_size: int = 1024
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: Compute = Compute()
+    runtime: Runtime = Runtime()
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise UserError(f"config.stages: names must differ, got {', '.join(names)}")
+        for i, stage in enumerate(self.stages):
+            if "teacher" in stage.objective.parts and self.teacher is None:
+                raise UserError(f"config.stages[{i}].objective needs config.teacher")
+
+    @property
+    def models(self) -> Models:
+        """The models that objectives work on."""
+        return Models(self.system.model, self.teacher, self.compute)
+
+
+def recipe_config(**fields: Any) -> Any:
+    """What a config file's `get_config` returns: a ConfigDict of the recipe in which every field can be overridden."""
+    return complete(Recipe, fields)
+
+
+RUNTIME_ONLY: Literal["config.runtime"] = "config.runtime"
+"""Path prefix of the fields that may differ when a run is continued."""
