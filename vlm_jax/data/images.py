@@ -1,0 +1,127 @@
+"""Encoded image files to 8-bit RGB, by stated rules and with one clear error for anything unreadable.
+
+Rules: the EXIF (or XMP) orientation is applied; of an animation the first frame counts; transparency is composited on
+white; 16-bit grey is scaled to 8 bits (v / 257, rounded); every other mode is converted by Pillow. Images whose pixels
+have no defined white (floats, 32-bit integers beyond 65535) are refused rather than guessed at.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from vlm_jax.errors import UserError
+
+MAX_MEGAPIXELS = 200.0
+"""Images with more pixels than this are refused before they are decoded (decompression bombs)."""
+
+# What Pillow's plugins are known to raise on damaged files, besides OSError.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+    MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+# Only a PNG that holds one of these can have an orientation; asking Pillow for it costs a full decode otherwise.
+_PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+_open_lock = threading.Lock()
+
+
+def decode_image(data: bytes, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """Decodes one image file.
+
+    Args:
+      data: the file's bytes, in any format that Pillow reads.
+      name: what to call the image in an error (a path, or the record and the image's number).
+      max_megapixels: limit on width * height / 1e6.
+
+    Returns:
+      An upright image of mode RGB.
+
+    Raises:
+      UserError: `name: cannot read this image: reason`.
+    """
+    with _reading(name), _opened(data, max_megapixels) as image:
+        image.load()
+        if _may_be_rotated(image, data):
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+
+
+def image_size(data: bytes, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+    """Width and height in pixels of `decode_image`'s result, from the file's header where the format allows it.
+
+    Raises:
+      UserError: `name: cannot read this image: reason`. Damage beyond the header goes unnoticed here.
+    """
+    with _reading(name), _opened(data, max_megapixels) as image:
+        width, height = image.size
+        if _may_be_rotated(image, data) and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
+            return height, width
+        return width, height
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns whatever Pillow raises on a bad file into one `UserError`."""
+    try:
+        yield
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name}: cannot read this image: not an image, or of an unknown format") from None
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: cannot read this image: {reason}") from None
+
+
+@contextmanager
+def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
+    """Opens the file (header only) and checks its size against our limit."""
+    if not data:
+        raise ValueError("the file is empty")
+    with _open_lock:  # Pillow's own limit is a global of the process; ours is an argument and may lie above it
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ValueError(f"it has no pixels ({width} x {height})")
+        if width * height > max_megapixels * 1e6:
+            raise ValueError(f"{width} x {height} pixels are more than the limit of {max_megapixels:g} megapixels")
+        yield image
+
+
+def _may_be_rotated(image: Image.Image, data: bytes) -> bool:
+    return image.format != "PNG" or any(chunk in data for chunk in _PNG_ORIENTATION_CHUNKS)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose white is not defined; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels are 32-bit integers, whose white is not defined; save it with 8 or 16 bits")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # PNG may name one grey value that counts as transparent
+        grey[values == transparent] = 255
+    return Image.fromarray(grey, mode="L").convert("RGB")

@@ -1,0 +1,158 @@
+"""Sources: random access to conversations, whatever they are stored in.
+
+A source is anything with a length, `source[i] -> Conversation` and a `name`. One that lies in files also says where and
+gives a fingerprint of its content, so that what was computed from it can be kept beside it. Sources must be picklable:
+worker processes get a copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from vlm_jax.data.conversation import Conversation, Role, Turn
+from vlm_jax.errors import UserError
+
+_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+class Source(Protocol):
+    """A sequence of conversations with a name for messages."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+
+@runtime_checkable
+class StoredSource(Protocol):
+    """A source in files.
+
+    Attributes:
+      folder: where an index of it may be written.
+    """
+
+    folder: Path
+
+    def fingerprint(self) -> str:
+        """Changes when the content changes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySource:
+    """Conversations held in memory.
+
+    Attributes:
+      conversations: the records.
+      name: name for messages.
+    """
+
+    conversations: Sequence[Conversation]
+    name: str = "memory"
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.conversations[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDSSource:
+    """A prepared TFDS data set in ArrayRecord files, read without TensorFlow and without decoding images.
+
+    Features: `id`, `task` and `conversations` are text, the last a JSON list of `{"from": "system|human|gpt", "value":
+    text}` (InternVL's format); `images` is a sequence of encoded images (`tfds.features.Image`, or bytes).
+
+    Attributes:
+      folder: the version folder with `dataset_info.json`.
+      split: a split, or a slice of one in TFDS's notation (`train[:1000]`).
+    """
+
+    folder: Path
+    split: str
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        """Opens nothing yet; a wrong folder or split is a `UserError` at the first use."""
+        object.__setattr__(self, "folder", Path(folder))
+        object.__setattr__(self, "split", split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TFDSSource, (self.folder, self.split)  # without the open files
+
+    @property
+    def name(self) -> str:
+        """Folder and split."""
+        return f"{self.folder} ({self.split})"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Conversation:
+        record = self._records[index]
+        name = record["id"].decode()
+        return Conversation(
+            turns=turns_from_json(record["conversations"].decode(), name),
+            images=tuple(bytes(image) for image in record["images"]),
+            id=name,
+            task=record["task"].decode(),
+        )
+
+    def fingerprint(self) -> str:
+        """Digest of the split, the data set's description and the names, sizes and times of its files."""
+        digest = hashlib.sha256(self.split.encode())
+        try:
+            for path in sorted(self.folder.glob("*.array_record*")):
+                digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+            digest.update((self.folder / "dataset_info.json").read_bytes())
+        except OSError as error:
+            raise UserError(f"{self.folder}: not a prepared TFDS data set: {error}") from None
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        class Encoded(tfds.decode.SkipDecoding):
+            """`SkipDecoding` for a sequence in a data source, which TFDS 4.9 does not know."""
+
+            def decode_batch_example_np(self, example: Any) -> Any:
+                return example
+
+        if not (self.folder / "dataset_info.json").exists():
+            raise UserError(f"{self.folder}: not a prepared TFDS data set: it has no dataset_info.json")
+        builder = tfds.builder_from_directory(str(self.folder))
+        missing = {"id", "task", "conversations", "images"} - set(builder.info.features)
+        if missing:
+            raise UserError(f"{self.folder}: the data set lacks the feature(s) {', '.join(sorted(missing))}")
+        if self.split.partition("[")[0] not in builder.info.splits:
+            known = ", ".join(sorted(builder.info.splits))
+            raise UserError(f"{self.folder}: no split '{self.split}', there are {known}")
+        try:
+            return builder.as_data_source(self.split, decoders={"images": Encoded()})
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"{self.name}: cannot read the data set: {error}") from None
+
+
+def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
+    """Turns from InternVL's `conversations` list.
+
+    Raises:
+      UserError: naming the record, if the text is not such a list.
+    """
+    try:
+        messages = json.loads(text)
+        return tuple(Turn(_ROLES[message["from"]], str(message["value"])) for message in messages)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f'record {record}: conversations must be a JSON list of {{"from": "system|human|gpt", "value": text}} '
+            f"({type(error).__name__}: {error})"
+        ) from None

@@ -1,0 +1,118 @@
+"""Dynamic tiling: an image becomes a grid of square tiles whose shape is nearest to its own, plus a thumbnail.
+
+InternVL's rule (`internvl/train/dataset.py::dynamic_preprocess`), pixel for pixel: the image is stretched to the whole
+grid with Pillow's bicubic filter, without keeping its aspect or padding, and cut into tiles in row-major order.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+
+from vlm_jax.config import config_class
+from vlm_jax.errors import UserError
+
+
+@config_class
+class ClosestAspect:
+    """Layout that chooses the grid with the aspect ratio nearest to the image's.
+
+    Attributes:
+      tile_size: side of a square tile in pixels.
+      min_tiles: grids with fewer tiles are not considered.
+      max_tiles: grids with more tiles are not considered; the thumbnail does not count.
+      thumbnail: append the whole image as one more tile, if the grid has more than one.
+    """
+
+    type: Literal["closest_aspect"] = "closest_aspect"
+    tile_size: int = 448
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tile_size < 1:
+            raise UserError(f"layout.tile_size: must be positive, got {self.tile_size}")
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise UserError(f"layout.min_tiles: must lie in 1..max_tiles ({self.max_tiles}), got {self.min_tiles}")
+
+
+def choose_grid(width: int, height: int, layout: ClosestAspect) -> tuple[int, int]:
+    """Columns and rows of the grid for an image of `width` x `height` pixels.
+
+    Grids are scanned from few tiles to many; on exactly equal distance the larger one replaces the smaller if the image
+    has more than half as many pixels as the larger grid.
+    """
+    aspect = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in _grids(layout.min_tiles, layout.max_tiles):
+        distance = abs(aspect - columns / rows)
+        if distance < best_distance:
+            best, best_distance = (columns, rows), distance
+        elif distance == best_distance and width * height > 0.5 * layout.tile_size**2 * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def count_tiles(width: int, height: int, layout: ClosestAspect) -> int:
+    """Number of tiles of an image, thumbnail included."""
+    columns, rows = choose_grid(width, height, layout)
+    return _with_thumbnail(columns * rows, layout)
+
+
+def cut_tiles(image: Image.Image, layout: ClosestAspect) -> np.ndarray:
+    """Cuts an RGB image into tiles.
+
+    Returns:
+      uint8 [K, S, S, 3]: the grid in row-major order, then the thumbnail (if there is one).
+    """
+    columns, rows = choose_grid(*image.size, layout)
+    side, cells = layout.tile_size, columns * rows
+    tiles = np.empty((_with_thumbnail(cells, layout), side, side, 3), np.uint8)
+    grid = np.asarray(image.resize((side * columns, side * rows), Image.Resampling.BICUBIC))
+    tiles[:cells].reshape(rows, columns, side, side, 3)[:] = rearrange(
+        grid, "(row height) (column width) c -> row column height width c", row=rows, column=columns
+    )
+    if len(tiles) > cells:
+        tiles[-1] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    return tiles
+
+
+def patchify(tiles: np.ndarray, patch_size: int) -> np.ndarray:
+    """Tiles as patches in raster order, each patch as its rows of RGB pixels.
+
+    Args:
+      tiles: uint8 [K, height, width, 3], both sides multiples of `patch_size`.
+      patch_size: P, side of a patch in pixels.
+
+    Returns:
+      uint8 [K, N, P*P*3], contiguous.
+    """
+    return np.ascontiguousarray(
+        rearrange(tiles, "k (h p) (w q) c -> k (h w) (p q c)", p=patch_size, q=patch_size),
+    )
+
+
+def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch_size: int) -> np.ndarray:
+    """The inverse of `patchify`: [K, N, P*P*3] to [K, height, width, 3], with `grid` patches down and across."""
+    down, across = grid
+    return rearrange(patches, "k (h w) (p q c) -> k (h p) (w q) c", h=down, w=across, p=patch_size, q=patch_size, c=3)
+
+
+def _with_thumbnail(cells: int, layout: ClosestAspect) -> int:
+    return cells + 1 if layout.thumbnail and cells != 1 else cells
+
+
+@functools.cache
+def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) with an allowed product, from few tiles to many.
+
+    Upstream orders equal products by the hash order of a Python set; no image is known for which that matters.
+    """
+    sides = range(1, max_tiles + 1)
+    grids = [(i, j) for i in sides for j in sides if min_tiles <= i * j <= max_tiles]
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
