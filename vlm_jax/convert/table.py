@@ -1,0 +1,241 @@
+"""Two-way weight tables: which stored tensor is which parameter, and how its layout differs.
+
+A weight family is a list of `Rule`s. Nothing else is written for it: reading, writing and checking follow from the list.
+Both sides are strict (every tensor used, every parameter filled, every shape right) and all problems are told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from einops import rearrange
+
+from vlm_jax.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+class Transform(Protocol):
+    """A reversible change of layout between one stored tensor and one parameter (or several: `Concatenated`).
+
+    All methods take and give lists, in the order of the rule's paths. None changes the dtype.
+    """
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Shape of the stored tensor of parameters with these shapes."""
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """The stored tensor as parameters."""
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Parameters as the stored tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """Same values in the same order, stored with all dimensions merged: vectors, and biases of shape [H, Dh]."""
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """(product of the dimensions,)."""
+        return (math.prod(shapes[0]),)
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Unmerges the dimensions."""
+        return [tensor.reshape(shapes[0])]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Merges the dimensions."""
+        return arrays[0].reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """Stored as it is, after `leading` dimensions of size 1 (class token: two, position table: one)."""
+
+    leading: int = 0
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Our shape after `leading` ones."""
+        return (1,) * self.leading + tuple(shapes[0])
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Drops the leading dimensions."""
+        return [tensor.reshape(shapes[0])]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Adds the leading dimensions."""
+        return arrays[0].reshape((1,) * self.leading + arrays[0].shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """`torch.nn.Linear.weight` (out, in) and our kernel [*in, *out], e.g. [D, H, Dh] or, with in_axes=2, [H, Dh, D]."""
+
+    in_axes: int = 1
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """(out, in)."""
+        return (math.prod(shapes[0][self.in_axes :]), math.prod(shapes[0][: self.in_axes]))
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Transposes, then splits the dimensions."""
+        return [np.ascontiguousarray(tensor.T).reshape(shapes[0])]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Merges the dimensions, then transposes."""
+        fan_in = math.prod(arrays[0].shape[: self.in_axes])
+        return np.ascontiguousarray(arrays[0].reshape(fan_in, -1).T)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchKernel:
+    """`torch.nn.Conv2d.weight` (D, 3, P, P) of a patch embedding and our kernel [P*P*3, D] over raw patches."""
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """(D, 3, P, P)."""
+        values, width = shapes[0]
+        side = math.isqrt(values // 3)
+        return (width, 3, side, side)
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Brings the channels innermost, as the bytes of an image are."""
+        return [np.ascontiguousarray(rearrange(tensor, "d c p q -> (p q c) d"))]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The inverse."""
+        side = math.isqrt(arrays[0].shape[0] // 3)
+        return np.ascontiguousarray(rearrange(arrays[0], "(p q c) d -> d c p q", p=side, q=side))
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated:
+    """Several parameters stored as one tensor, one after another along its first axis (fused q, k, v; gate and up)."""
+
+    inner: Transform
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The parts' first dimensions added up."""
+        parts = [self.inner.stored_shape([shape]) for shape in shapes]
+        return (sum(part[0] for part in parts), *parts[0][1:])
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Cuts the tensor and reads every piece."""
+        sizes = [self.inner.stored_shape([shape])[0] for shape in shapes]
+        pieces = np.split(tensor, np.cumsum(sizes)[:-1])
+        return [self.inner.read(piece, [shape])[0] for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Writes every piece and joins them."""
+        return np.concatenate([self.inner.write([array]) for array in arrays])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a table.
+
+    Attributes:
+      paths: our parameters' paths (one, or several in the order of `Concatenated`); `{i}` is the layer's number.
+      key: the stored tensor's name, with the same `{i}`.
+      transform: how the layouts differ.
+    """
+
+    paths: tuple[str, ...]
+    key: str
+    transform: Transform
+
+
+def rule(paths: str | tuple[str, ...], key: str, transform: Transform) -> Rule:
+    """A `Rule`, with one path as a plain string."""
+    return Rule((paths,) if isinstance(paths, str) else paths, key, transform)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What one stored tensor holds: our paths, their shapes, the change of layout."""
+
+    paths: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    transform: Transform
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the stored tensor."""
+        return tuple(self.transform.stored_shape(self.shapes))
+
+
+Plan = Mapping[str, Stored]
+"""A table applied to one model: stored key -> what it holds."""
+
+
+def plan(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> dict[str, Stored]:
+    """Applies a table to a model.
+
+    Args:
+      rules: the table. A rule whose parameters the model lacks is not used.
+      shapes: every parameter of the model, {path: shape}.
+
+    Raises:
+      ValueError: a parameter without a rule, or with two: a defect of the table.
+    """
+    found: dict[str, Stored] = {}
+    used: set[str] = set()
+    patterns = [(re.compile(re.escape(r.paths[0]).replace(r"\{i\}", r"(?P<i>\d+)")), r) for r in rules]
+    for path in shapes:
+        for pattern, r in patterns:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            number = match.groupdict().get("i", "")
+            paths = tuple(p.replace("{i}", number) for p in r.paths)
+            if used & set(paths) or not set(paths) <= set(shapes):
+                raise ValueError(f"the table's rules for {path} overlap, or name parameters that do not exist")
+            used |= set(paths)
+            stored = Stored(paths, tuple(tuple(shapes[p]) for p in paths), r.transform)
+            found[r.key.replace("{i}", number)] = stored
+    without = sorted(set(shapes) - used)
+    if without:
+        raise ValueError(f"the table has no rule for {', '.join(without)}")
+    return found
+
+
+def check(expected: Plan, found: Mapping[str, Shape], where: str) -> None:
+    """Compares the stored tensors with what the model needs.
+
+    Args:
+      expected: what the model needs.
+      found: {key: shape} of all stored tensors.
+      where: what to call their place in the message.
+
+    Raises:
+      UserError: naming every missing tensor, every one that nothing uses, and every wrong shape.
+    """
+    problems = [f"missing: {key}" for key in expected if key not in found]
+    problems += [f"not used by this model: {key}" for key in found if key not in expected]
+    for key, stored in expected.items():
+        if key in found and tuple(found[key]) != stored.shape:
+            problems.append(f"wrong shape: {key} is {_show(found[key])}, the config asks for {_show(stored.shape)}")
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{where}: the weights do not fit config.json ({count}): {'; '.join(problems)}")
+
+
+def read(expected: Plan, tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Stored tensors, one at a time and in any order, as (path, parameter). `check` comes first."""
+    for key, tensor in tensors:
+        stored = expected[key]
+        yield from zip(stored.paths, stored.transform.read(tensor, stored.shapes), strict=True)
+
+
+def write(expected: Plan, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters {path: array} as (key, stored tensor), one at a time."""
+    for key, stored in expected.items():
+        yield key, stored.transform.write([params[path] for path in stored.paths])
+
+
+def _show(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
