@@ -112,6 +112,21 @@ def test_without_a_reference_the_majority_comes_from_the_benchmark_and_is_no_wea
     assert result.rows[0]["blank_prediction"] is None
 
 
+def test_a_source_that_can_only_be_indexed_is_read_to_its_end():
+    class Endless:
+        name = "endless"
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):  # never raises IndexError, as record files that wrap around
+            return asked(index, "1")
+
+    benchmark = pocket(Endless())
+    assert [q.id for q in benchmark.questions] == ["digits-0", "digits-1", "digits-2"]
+    assert runner.majority_answers(benchmark, Endless()) == {"digits": "1"}
+
+
 def test_the_constant_answer_is_the_best_one_under_the_tasks_metric():
     # "50" is most common, but "102" is within 5 % of four answers.
     golds = ["50", "50", "100", "101", "102", "104"]
@@ -128,7 +143,7 @@ def test_a_reference_without_the_task_is_an_error():
 
 
 def test_an_unreadable_picture_names_its_question():
-    with pytest.raises(UserError, match="question 'digits-1': image 0 cannot be read"):
+    with pytest.raises(UserError, match="question 'digits-1', image 0: cannot read"):
         runner.evaluate(oracle, pocket([asked(1, "1", images=(b"GIF89a",))]))
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vlm_jax.data.conversation import IMAGE, Conversation
+from vlm_jax.data.sources import Source
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.metrics import parse_boxes
+
+Records = Source | Sequence[Conversation]
+"""What a benchmark is read from: a length, and conversations by number."""
 
 TASK_METRICS: dict[str, str] = {
     "digits": "exact_match",
@@ -74,7 +78,7 @@ class Benchmark:
         return dataclasses.replace(self, questions=tuple(kept))
 
 
-def pocket(source: Iterable[Conversation]) -> Benchmark:
+def pocket(source: Records) -> Benchmark:
     """The pocket data: handwritten digits, counting, documents, charts, pointing, photographs.
 
     Every conversation of one user turn and one assistant turn (after an optional system message) is a question;
@@ -86,7 +90,7 @@ def pocket(source: Iterable[Conversation]) -> Benchmark:
     """
     questions, left_out = [], 0
     ids: set[str] = set()
-    for conversation in source:
+    for conversation in records(source):
         question = single_question(conversation)
         if question is None:
             left_out += 1
@@ -97,6 +101,11 @@ def pocket(source: Iterable[Conversation]) -> Benchmark:
         raise UserError(f"benchmark pocket: no question among {left_out} conversations of the data")
     tasks = {question.task for question in questions}
     return Benchmark("pocket", {t: m for t, m in TASK_METRICS.items() if t in tasks}, tuple(questions), left_out)
+
+
+def records(source: Records) -> Iterator[Conversation]:
+    """All conversations of a source in order. A source is indexed, because it need not know how to be iterated."""
+    return (source[number] for number in range(len(source)))
 
 
 def single_question(conversation: Conversation) -> Question | None:
@@ -119,11 +128,11 @@ def _check(question: Question, ids: set[str]) -> None:
     ids.add(question.id)
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[Conversation]], Benchmark]] = {"pocket": pocket}
+BENCHMARKS: dict[str, Callable[[Records], Benchmark]] = {"pocket": pocket}
 """Name -> reader. The first line of a reader's docstring is its description in `--help`."""
 
 
-def reader(name: str) -> Callable[[Sequence[Conversation]], Benchmark]:
+def reader(name: str) -> Callable[[Records], Benchmark]:
     """Returns the reader of the benchmark `name`.
 
     Raises:

@@ -10,15 +10,16 @@ import collections
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlm_jax.data.conversation import Conversation
+from vlm_jax.data.images import image_size
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation.benchmarks import Benchmark, Question, single_question
+from vlm_jax.evaluation.benchmarks import Benchmark, Question, Records, records, single_question
 from vlm_jax.evaluation.metrics import METRICS, Metric
 
 Answer = Callable[[Sequence[Conversation]], Sequence[str]]
@@ -92,7 +93,7 @@ def evaluate(
     answer: Answer,
     benchmark: Benchmark,
     *,
-    reference: Iterable[Conversation] | None = None,
+    reference: Records | None = None,
     blank: bool = True,
     grid: Grid | None = None,
     chunk_size: int = 64,
@@ -137,7 +138,7 @@ def evaluate(
     return EvaluationResult(benchmark.name, tasks, rows)
 
 
-def majority_answers(benchmark: Benchmark, reference: Iterable[Conversation] | None = None) -> dict[str, str]:
+def majority_answers(benchmark: Benchmark, reference: Records | None = None) -> dict[str, str]:
     """Returns for each task the constant answer that scores best on the reference split by the task's own metric.
 
     For exact match this is the most common answer. For metrics that give credit to near answers (ANLS, relaxed
@@ -148,7 +149,7 @@ def majority_answers(benchmark: Benchmark, reference: Iterable[Conversation] | N
       UserError: if the reference split lacks a task of the benchmark.
     """
     golds: dict[str, list[str]] = {task: [] for task in benchmark.metric_by_task}
-    others = benchmark.questions if reference is None else filter(None, map(single_question, reference))
+    others = benchmark.questions if reference is None else filter(None, map(single_question, records(reference)))
     for question in others:
         if question.task in golds:
             golds[question.task].extend(question.answers)
@@ -194,14 +195,8 @@ def _ask(
 
 
 def _image_sizes(question: Question) -> list[tuple[int, int]]:
-    sizes = []
-    for number, data in enumerate(question.conversation.images):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                sizes.append(image.size)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"question '{question.id}': image {number} cannot be read: {error}") from None
-    return sizes
+    images = enumerate(question.conversation.images)
+    return [image_size(data, f"question '{question.id}', image {number}") for number, data in images]
 
 
 @functools.lru_cache(maxsize=256)

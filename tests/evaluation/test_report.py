@@ -1,0 +1,251 @@
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_jax.errors import UserError
+from vlm_jax.evaluation import charts, gallery
+from vlm_jax.evaluation.report import REPORT_KEYS, write_atomically, write_report
+
+EVIL = "<script>alert('x')</script><img src=https://evil.example/a.png> & \"quoted\""
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, their attributes and the text, and holds that tags are closed in order."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "link"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.extend(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.extend(attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(width * height * 3, dtype=np.uint8).reshape(height, width, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(number, task="digits", **changes):
+    answer = "<box>[[0, 0, 500, 500]]</box>" if task == "point" else "7"
+    base = {
+        "id": f"{task}-{number}",
+        "task": task,
+        "question": "Which digit?",
+        "answers": [answer],
+        "prediction": answer,
+        "score": 1.0,
+        "blank_prediction": "1",
+        "blank_score": 0.0,
+        "width": 48,
+        "height": 24,
+        "grids": [[2, 1]],
+        "tiles": 2,
+    }
+    return {**base, **changes}
+
+
+def report(**changes):
+    task = {"metric": "exact_match", "value": 0.8, "n": 5, "interval": [0.4, 1.0]}
+    figures = {"steps": 30, "seconds": 60.0, "first_loss": 7.0, "last_loss": 0.5, "tokens_per_second": 4012.3}
+    base = {
+        "wall_seconds": 100.0,
+        "stages": {"teacher": figures},
+        "tasks": {
+            "digits": {**task, "baselines": {"majority": 0.1, "blank": 0.2}},
+            "point": {**task, "metric": "box_iou_accuracy", "baselines": {"majority": 0.5, "blank": None}},
+        },
+        "peak_memory_bytes": 3 << 30,
+        "versions": {"jax": "0.10.2"},
+        "device": "cpu",
+        "config_digest": "abc",
+        "date": "2030-01-01T00:00:00+00:00",
+    }
+    return {**base, **changes}
+
+
+def written(tmp_path, rows, **options):
+    images = {r["id"]: (png(r["width"], r["height"]),) for r in rows}
+    write_report(tmp_path, options.pop("report", report()), rows, images, **options)
+    return (tmp_path / "report.html").read_text("utf-8")
+
+
+def metrics_lines(tmp_path, *lines):
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_the_json_holds_exactly_the_report(tmp_path):
+    written(tmp_path, [row(0)])
+    assert json.loads((tmp_path / "report.json").read_text()) == report()
+    assert sorted(report()) == sorted(REPORT_KEYS)
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "report.json"]
+
+
+def test_predictions_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path):
+    rows = [row(0, prediction=EVIL, question=EVIL, blank_prediction=EVIL, id=EVIL, answers=[EVIL], score=0.0)]
+    metrics_lines(tmp_path, *({"stage": "teacher", "step": s, "loss": 1 / s, "learning_rate": s} for s in (1, 2, 3)))
+    text = written(tmp_path, rows, title=EVIL)
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert text.count("<samp") == 3
+    assert "".join(page.texts).count(EVIL) >= 4
+    sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "data", "action")]
+    assert sources
+    assert all(value.startswith("data:image/png;base64,") for value in sources)
+    styles = text[text.index("<style>") : text.index("</style>")]
+    assert not re.search(r"url\(|@import|https?:", styles)
+    assert "default-src 'none'" in text
+
+
+def test_a_task_that_does_not_stand_out_says_so(tmp_path):
+    text = written(tmp_path, [row(0), row(0, "point")])
+    digits, point = text.split('<div class="score">')[1:]
+    assert "+60.0 over both baselines" in digits
+    assert "+30.0 to the better baseline, within the noise" in point
+    assert "blank" not in point.split("</section>")[0]
+
+
+def test_curves_show_the_last_word_on_each_step_and_count_half_lines(tmp_path):
+    lines = [{"stage": "teacher", "step": s, "loss": loss} for s, loss in [(1, 4.0), (2, 9.0), (2, 3.0), (3, 2.0)]]
+    metrics_lines(tmp_path, *lines)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "teach')
+    metrics = charts.read_metrics(tmp_path / "metrics.jsonl")
+    assert [entry["loss"] for entry in metrics.stages["teacher"]] == [4.0, 3.0, 2.0]
+    assert metrics.unreadable == 1
+    drawn = charts.curve("loss", metrics.stages["teacher"], "loss")
+    assert drawn.points == "0.0,0.0 500.0,250.0 1000.0,500.0"
+    assert (drawn.first, drawn.last, drawn.scale) == ("4", "2", "linear")
+    text = written(tmp_path, [row(0)])
+    assert "1 unreadable line of metrics.jsonl left out" in text
+    assert text.count("<polyline") == 1  # no learning rate in the lines
+
+
+def test_a_curve_over_orders_of_magnitude_is_logarithmic_and_one_without_numbers_is_not_drawn():
+    entries = [{"step": s, "loss": 10.0 ** (2 - s)} for s in range(5)]
+    drawn = charts.curve("loss", entries, "loss")
+    assert drawn.scale == "log"
+    assert drawn.points.split()[2] == "500.0,500.0"
+    assert charts.curve("loss", [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}], "loss") is None
+    constant = charts.curve("loss", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0}], "loss")
+    assert "nan" not in constant.points
+
+
+def test_a_long_curve_is_averaged_into_bins():
+    entries = [{"step": s, "loss": float(s % 2)} for s in range(10_000)]
+    points = charts.curve("loss", entries, "loss").points.split()
+    assert len(points) == charts.MAX_POINTS
+    assert {point.split(",")[1] for point in points} <= {f"{y:.1f}" for y in np.arange(0, 1000, 0.1)}
+
+
+def test_scores_by_tiles_and_by_size():
+    rows = [row(0), row(1, score=0.0), row(2, tiles=6, width=300), row(3, "chart", tiles=6, score=0.5)]
+    table = charts.by_tiles(rows)
+    assert table == {
+        "columns": ["2 tiles", "6 tiles"],
+        "lines": [("digits", [(0.5, 2), (1.0, 1)]), ("chart", [None, (0.5, 1)])],
+    }
+    assert charts.by_size(rows)["columns"] == ["≤ 64 px", "≤ 512 px"]
+    assert charts.by_tiles([row(0), row(1)]) is None
+    assert charts.by_tiles([row(0, tiles=None), row(1)]) is None
+
+
+def test_the_gallery_is_drawn_by_seed_with_tasks_taking_turns_and_no_eye_on_the_score():
+    rows = [row(n, task, score=float(n % 2)) for task in ("digits", "chart", "point") for n in range(40)]
+    chosen = gallery.choose(rows, 12, seed=3)
+    assert [r["task"] for r in chosen] == ["digits", "chart", "point"] * 4
+    assert chosen == gallery.choose(rows, 12, seed=3) != gallery.choose(rows, 12, seed=4)
+    assert {r["score"] for r in chosen} == {0.0, 1.0}
+    assert len(gallery.choose(rows[:2], 12, seed=0)) == 2
+
+
+def test_the_picture_has_its_grid_tiles_and_boxes(tmp_path):
+    def tiler(image):
+        assert image.size == (48, 24)
+        return np.zeros((3, 4, 4, 3), np.uint8)
+
+    rows = [row(0, "point", prediction="[[900, 900, 400, 99999]]", score=0.0)]
+    text = written(tmp_path, rows, tiler=tiler)
+    assert re.findall(r'<line class="grid-over" x1="(\S+)"', text) == ["500.0"]
+    assert re.findall(r'<rect class="gold" x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"', text) == [
+        ("0.0", "0.0", "500.0", "500.0")
+    ]
+    assert '<rect class="said" x="400.0" y="900.0" width="500.0" height="150.0"' in text
+    assert text.count('alt="tile ') == 3
+    assert text.count('class="thumbnail"') == 1
+
+
+def test_a_box_in_words_is_drawn_only_where_the_gold_answer_is_a_box(tmp_path):
+    assert "<rect" not in written(tmp_path, [row(0, prediction="[[0, 0, 1, 1]]")])
+
+
+def test_large_pictures_are_shrunk_and_small_ones_stay_sharp(tmp_path):
+    text = written(tmp_path, [row(0, width=3000, height=100), row(1)])
+    sizes = re.findall(r'class="(crisp|)" src="data:image/png;base64,([^"]+)"', text)
+    widths = {crisp: Image.open(io.BytesIO(base64.b64decode(data))).size for crisp, data in sizes}
+    assert widths == {"": (896, 30), "crisp": (48, 24)}
+
+
+def test_text_that_utf8_cannot_hold_is_shown_as_an_escape(tmp_path):
+    assert "\\ud800" in written(tmp_path, [row(0, prediction="\ud800")])
+
+
+def test_wrong_keys_are_a_defect(tmp_path):
+    with pytest.raises(ValueError, match="colour"):
+        written(tmp_path, [row(0)], report=report(colour=1))
+    assert not os.listdir(tmp_path)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_scraps(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "report.json", "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"report\.json: cannot be written: No space left"):
+        write_atomically(tmp_path / "report.json", "new")
+    assert os.listdir(tmp_path) == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (59, "59 s"), (59.7, "1 min 0 s"), (675, "11 min 15 s"), (6000, "1 h 40 min")],
+)
+def test_durations(seconds, words):
+    assert charts.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0"), (0.03061, "0.0306"), (-0.926, "-0.926"), (4012.3, "4,012"), (4e-5, "4e-5"), (1e6, "1e6")],
+)
+def test_numbers(value, words):
+    assert charts.number(value) == words

@@ -1,0 +1,107 @@
+import io
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+from PIL import Image
+
+import vlm_jax
+from vlm_jax import evaluate
+from vlm_jax.data import sources
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.errors import UserError
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 32), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def asked(number, gold):
+    turns = (Turn("user", "<image>\nWhich digit?"), Turn("assistant", gold))
+    return Conversation(turns, (picture(),), id=f"q{number}", task="digits")
+
+
+class FakeModel:
+    """Says 1 wherever it sees red; the real one is tested with the whole road."""
+
+    system = types.SimpleNamespace(layout=ClosestAspect(tile_size=32, max_tiles=4))
+
+    def answer(self, conversations, *, max_new_tokens, batch_size):
+        assert (max_new_tokens, batch_size) == (5, 2)
+        colours = [Image.open(io.BytesIO(c.images[0])).getpixel((0, 0)) for c in conversations]
+        return ["1" if colour == (255, 0, 0) else "?" for colour in colours]
+
+
+@pytest.fixture
+def flags(tmp_path, monkeypatch):
+    splits = {
+        "test": [asked(i, gold) for i, gold in enumerate("1121")],
+        "validation": [asked(i, "2") for i in range(3)],
+    }
+    monkeypatch.setattr(sources, "TFDSSource", lambda path, split: splits[split])
+    monkeypatch.setitem(vars(vlm_jax), "load", lambda folder: FakeModel())
+    (tmp_path / "model").mkdir()
+    return {
+        "model": tmp_path / "model",
+        "benchmark": "pocket",
+        "data": tmp_path,
+        "out": tmp_path / "scores.json",
+        "batch_size": 2,
+        "max_new_tokens": 5,
+    }
+
+
+def run(flags, *more):
+    evaluate.main([*(f"--{name}={value}" for name, value in flags.items()), *more])
+    return json.loads(flags["out"].read_text())
+
+
+def test_the_file_holds_settings_scores_and_rows(flags, capsys):
+    written = run(flags)
+    assert written["tasks"]["digits"]["value"] == 0.75
+    assert written["tasks"]["digits"]["baselines"] == {"majority": 0.25, "blank": 0.0}
+    assert written["majority_answers"] == {"digits": "2"}
+    assert (written["benchmark"], written["split"], written["max_new_tokens"]) == ("pocket", "test", 5)
+    assert [row["prediction"] for row in written["rows"]] == ["1"] * 4
+    assert written["rows"][0]["grids"] == [[2, 1]]
+    assert "asking pocket: 8/8 done" in capsys.readouterr().err
+
+
+def test_limit_and_no_blank(flags):
+    written = run(flags, "--limit=2", "--no_blank")
+    assert len(written["rows"]) == 2
+    assert written["tasks"]["digits"]["baselines"] == {"majority": 0.0, "blank": None}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("benchmark", "pockets", "--benchmark: unknown benchmark 'pockets'; did you mean 'pocket'"),
+        ("model", "nowhere", "--model: nowhere: no such folder"),
+        ("data", "nowhere", "--data: nowhere: no such folder"),
+        ("out", "nowhere/x.json", "--out: nowhere/x.json: its folder does not exist"),
+        ("batch_size", "0", "--batch_size: must be at least 1"),
+        ("max_new_tokens", "many", "--max_new_tokens: invalid int value: 'many'"),
+        ("colour", "red", "unrecognized arguments: --colour=red"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_loaded(flags, monkeypatch, flag, value, message):
+    monkeypatch.setitem(vars(vlm_jax), "load", lambda folder: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=message):
+        run({**flags, flag: value})
+
+
+def test_the_command_itself_teaches_and_fails_in_one_line():
+    command = [sys.executable, "-m", "vlm_jax.evaluate"]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
+    assert helped.returncode == 0
+    assert "pocket     The pocket data" in helped.stdout
+    failed = subprocess.run([*command, "--model=x"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: the following arguments are required: --benchmark")
+    assert failed.stderr.count("\n") == 1

@@ -1,0 +1,134 @@
+"""Scores a model: `python -m vlm_jax.evaluate --model=DIR --benchmark=NAME --data=PATH --out=FILE.json`."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_jax import cli
+from vlm_jax.errors import UserError
+
+CHUNK_BATCHES = 4
+"""Batches between two signs of progress; the model may sort the questions among them by length."""
+
+DESCRIPTION = """\
+Asks a trained model every question of a benchmark and scores the answers.
+
+Each score comes with a 95 % interval and two baselines that a model which
+looks at its pictures must beat: the best constant answer (what guessing
+gives), and the same model shown grey pictures of the same size.
+"""
+
+EPILOG = """\
+example:
+  python -m vlm_jax.evaluate --model=runs/pocket --benchmark=pocket \\
+      --data=runs/pocket/data --out=scores.json --limit=50
+
+FILE.json holds the settings, the score of every task, and one row per question
+with the prediction. The exit code is 0 only if all questions were asked.
+
+benchmarks:
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command with its arguments (without the program's name).
+
+    Raises:
+      UserError: for a flag, model folder, benchmark or data that cannot be used.
+    """
+    args = _parser().parse_args(arguments)
+    _check(args)
+    result, settings = _evaluate(args)
+    _write(args, result, settings)
+
+
+def _parser() -> cli.ArgumentParser:
+    from vlm_jax.evaluation.benchmarks import BENCHMARKS
+
+    known = "".join(f"  {name:<10} {inspect.getdoc(read).splitlines()[0]}\n" for name, read in BENCHMARKS.items())
+    parser = cli.ArgumentParser(prog="python -m vlm_jax.evaluate", description=DESCRIPTION, epilog=EPILOG + known)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="training workdir, HF folder or original InternVL folder")
+    add("--benchmark", required=True, metavar="NAME", help="which benchmark (see the list below)")
+    add("--data", required=True, metavar="PATH", help="prepared TFDS directory that holds the questions")
+    add("--out", required=True, metavar="FILE.json", help="where to write the scores and the predictions")
+    add("--split", default="test", help="split of the data to ask (default: %(default)s)")
+    add(
+        "--reference_split",
+        default="validation",
+        metavar="SPLIT",
+        help="split that the constant answers of the majority baseline are taken from (default: %(default)s)",
+    )
+    add("--limit", type=int, metavar="N", help="ask only the first N questions of each task")
+    add("--no_blank", action="store_true", help="leave the grey pictures out: half the time, one baseline less")
+    add("--batch_size", type=int, default=16, metavar="N", help="questions answered at once (default: %(default)s)")
+    add("--max_new_tokens", type=int, default=64, metavar="N", help="longest answer, in tokens (default: %(default)s)")
+    return parser
+
+
+def _check(args: Any) -> None:
+    """Finds what can be known to be wrong before anything heavy is loaded."""
+    from vlm_jax.evaluation import benchmarks
+
+    benchmarks.reader(args.benchmark)
+    for flag in ("limit", "batch_size", "max_new_tokens"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag}: must be at least 1, got {value}")
+    for flag in ("model", "data"):
+        if not Path(getattr(args, flag)).is_dir():
+            raise UserError(f"--{flag}: {getattr(args, flag)}: no such folder")
+    if not Path(args.out).absolute().parent.is_dir():
+        raise UserError(f"--out: {args.out}: its folder does not exist")
+
+
+def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
+    import vlm_jax
+    from vlm_jax.data.sources import TFDSSource
+    from vlm_jax.data.tiling import choose_grid
+    from vlm_jax.evaluation import benchmarks, runner
+
+    benchmark = benchmarks.reader(args.benchmark)(TFDSSource(args.data, args.split))
+    if args.limit is not None:
+        benchmark = benchmark.limited(args.limit)
+    reference = TFDSSource(args.data, args.reference_split)
+    model = vlm_jax.load(args.model)
+    total = len(benchmark.questions) * (1 if args.no_blank else 2)
+    with cli.progress(f"asking {benchmark.name}", total) as advance:
+        result = runner.evaluate(
+            functools.partial(model.answer, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size),
+            benchmark,
+            reference=reference,
+            blank=not args.no_blank,
+            grid=lambda width, height: choose_grid(width, height, model.system.layout),
+            chunk_size=CHUNK_BATCHES * args.batch_size,
+            progress=advance,
+        )
+    return result, {"left_out": benchmark.left_out}
+
+
+def _write(args: Any, result: Any, settings: dict[str, Any]) -> None:
+    from vlm_jax.evaluation.report import write_atomically
+
+    text = {
+        "benchmark": result.benchmark,
+        **{key: value for key, value in vars(args).items() if key not in ("benchmark", "out")},
+        **settings,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: importlib.metadata.version(name) for name in ("vlm_jax", "jax", "numpy")},
+        "tasks": result.report(),
+        "majority_answers": {name: score.majority_answer for name, score in result.tasks.items()},
+        "rows": result.rows,
+    }
+    write_atomically(Path(args.out), json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,171 @@
+"""Figures of the report as plain values for the template: curves as polylines, breakdowns as tables.
+
+Geometry only; colours and sizes belong to the stylesheet. Curves live in a 1000 x 1000 square that the page stretches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIDE = 1000.0
+MAX_POINTS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One line chart.
+
+    Attributes:
+      name: what is drawn, as "loss".
+      points: "x,y x,y ..." for an SVG polyline; y grows downwards.
+      x_ticks, y_ticks: (place in per cent from the left or the top, label).
+      first, last: the first and last value drawn, as labels.
+      scale: "linear" or "log".
+    """
+
+    name: str
+    points: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    first: str
+    last: str
+    scale: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What `metrics.jsonl` holds: the lines of each stage in order of steps, and the number of unreadable lines."""
+
+    stages: dict[str, list[dict[str, Any]]]
+    unreadable: int
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads a file of JSON lines with at least `stage` and `step`; a missing file holds nothing.
+
+    A run that was killed and continued writes some steps twice: the later line counts. It may also leave half a line:
+    such lines are counted, and the report says so.
+    """
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    unreadable = 0
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in filter(str.strip, lines):
+        try:
+            entry = json.loads(line)
+            stages.setdefault(str(entry["stage"]), {})[int(entry["step"])] = entry
+        except (ValueError, TypeError, KeyError):
+            unreadable += 1
+    ordered = {stage: [steps[step] for step in sorted(steps)] for stage, steps in stages.items()}
+    return Metrics(ordered, unreadable)
+
+
+def curve(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Curve | None:
+    """Draws `key` over `step`, averaged within `MAX_POINTS` bins; None with fewer than two finite values.
+
+    The scale is logarithmic where all values are positive and span more than a factor of 30.
+    """
+    drawn = [(e["step"], e[key]) for e in entries if isinstance(e.get(key), int | float) and math.isfinite(e[key])]
+    if len(drawn) < 2:
+        return None
+    bins = np.array_split(np.array(drawn, np.float64), min(MAX_POINTS, len(drawn)))
+    steps, values = np.array([chunk.mean(axis=0) for chunk in bins]).T
+    log = values.min() > 0 and values.max() > 30 * values.min() and key != "learning_rate"
+    y_ticks, place = _axis(values, log, intervals=2 if key == "learning_rate" else 4)
+    across = (steps - steps[0]) / max(steps[-1] - steps[0], 1e-9)
+    points = " ".join(f"{SIDE * x:.1f},{SIDE * place(y):.1f}" for x, y in zip(across, values, strict=True))
+    x_ticks = [(0.0, f"{drawn[0][0]:,.0f}"), (100.0, f"{drawn[-1][0]:,.0f}")]
+    scale = "log" if log else "linear"
+    return Curve(name, points, x_ticks, y_ticks, number(values[0]), number(values[-1]), scale)
+
+
+def _axis(values: np.ndarray, log: bool, intervals: int) -> tuple[list[tuple[float, str]], Callable[[float], float]]:
+    """Ticks at round values, and the map from a value to its place from the top, in [0, 1]."""
+    from matplotlib import ticker
+
+    low, high = float(values.min()), float(values.max())
+    if log:
+        ticks = [t for t in ticker.LogLocator(subs=(1, 3), numticks=12).tick_values(low, high) if low <= t <= high]
+        bottom, top = math.log(low), math.log(high)
+    else:
+        if high == low:
+            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        locator = ticker.MaxNLocator(nbins=intervals, steps=[1, 2, 2.5, 5, 10])
+        ticks = [float(tick) for tick in locator.tick_values(min(low, 0.0), high)]
+        bottom, top = ticks[0], ticks[-1]
+
+    def place(value: float) -> float:
+        at = math.log(value) if log else value
+        return 1 - (at - bottom) / (top - bottom)
+
+    return [(100 * place(t), number(t)) for t in ticks], place
+
+
+def breakdown(
+    rows: Sequence[Mapping[str, Any]], bucket: Callable[[Mapping[str, Any]], Any], label: Callable[[Any], str]
+) -> dict[str, Any] | None:
+    """Mean score by task (rows) and bucket (columns); None where fewer than two buckets occur.
+
+    Args:
+      rows: rows of an `EvaluationResult`.
+      bucket: a sortable bucket of a row, or None to leave the row out.
+      label: how a bucket is called.
+
+    Returns:
+      `columns` (labels) and `lines`: (task, [(mean score, n) or None for an empty cell]).
+    """
+    cells: dict[tuple[str, Any], list[float]] = {}
+    for row in rows:
+        if (place := bucket(row)) is not None:
+            cells.setdefault((row["task"], place), []).append(row["score"])
+    buckets = sorted({place for _, place in cells})
+    if len(buckets) < 2:
+        return None
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+
+    def cell(task: str, place: Any) -> tuple[float, int] | None:
+        scores = cells.get((task, place))
+        return (float(np.mean(scores)), len(scores)) if scores else None
+
+    lines = [(task, [cell(task, place) for place in buckets]) for task in tasks]
+    return {"columns": [label(place) for place in buckets], "lines": lines}
+
+
+def by_tiles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Score by number of tiles (thumbnails not counted)."""
+    return breakdown(rows, lambda row: row["tiles"], lambda tiles: f"{tiles} tile{'s' if tiles != 1 else ''}")
+
+
+def by_size(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Score by the longer side of the first picture, in powers of two."""
+
+    def bucket(row: Mapping[str, Any]) -> int | None:
+        return None if row["width"] is None else math.ceil(math.log2(max(row["width"], row["height"])))
+
+    return breakdown(rows, bucket, lambda power: f"≤ {2**power:,} px")
+
+
+def number(value: float) -> str:
+    """A number with three significant digits, without trailing zeros; small and large ones as powers of ten."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "48 s", "12 min 5 s" or "1 h 40 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
