@@ -212,6 +212,13 @@ def test_large_pictures_are_shrunk_and_small_ones_stay_sharp(tmp_path):
     assert widths == {"": (896, 30), "crisp": (48, 24)}
 
 
+def test_tiles_of_full_size_are_shrunk_so_that_the_page_stays_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 448, 448, 3), np.uint8)
+    text = written(tmp_path, [row(0)], tiler=lambda image: noise)
+    tiles = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="tile', text)
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in tiles] == [(96, 96)] * 2
+
+
 def test_text_that_utf8_cannot_hold_is_shown_as_an_escape(tmp_path):
     assert "\\ud800" in written(tmp_path, [row(0, prediction="\ud800")])
 

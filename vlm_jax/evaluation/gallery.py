@@ -17,8 +17,8 @@ from vlm_jax.evaluation.metrics import Box, parse_boxes
 Tiler = Callable[[Image.Image], Sequence[np.ndarray]]
 """An RGB image -> its tiles as the model sees them, uint8 [height, width, 3] each, a thumbnail last."""
 
-MAX_SIDE = 896
-"""Larger pictures are embedded at this longer side (pixels), so that the page stays small."""
+MAX_SIDE, MAX_TILE_SIDE = 896, 96
+"""Larger pictures and tiles are embedded at this longer side (pixels), so that the page stays small."""
 
 SHOWN_WIDTH, SHOWN_HEIGHT = 330, 340
 """The space of a picture in its card, in CSS pixels."""
@@ -59,14 +59,14 @@ def _picture(row: Mapping[str, Any], number: int, data: bytes, tiler: Tiler | No
     # A whole factor keeps every pixel of a small picture a sharp square; larger ones look better smoothed.
     factor = int(min(SHOWN_WIDTH / image.width, SHOWN_HEIGHT / image.height))
     return {
-        "source": _data_uri(_shrunk(image)),
+        "source": _data_uri(_shrunk(image, MAX_SIDE)),
         "width": image.width,
         "height": image.height,
         "shown_width": image.width * factor if factor >= 2 else round(SHOWN_HEIGHT * image.width / image.height, 1),
         "crisp": factor >= 2,
         "across": across,
         "down": down,
-        "tiles": [_data_uri(Image.fromarray(np.asarray(tile, np.uint8))) for tile in tiles[:MAX_TILES]],
+        "tiles": [_data_uri(_shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in tiles[:MAX_TILES]],
         "tiles_hidden": max(0, len(tiles) - MAX_TILES),
         "gold_boxes": [_rectangle(box) for box in golds[:MAX_BOXES]],
         "said_boxes": [_rectangle(box) for box in said[:MAX_BOXES]],
@@ -80,11 +80,11 @@ def _rectangle(box: Box) -> dict[str, float]:
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
-    if max(image.size) <= MAX_SIDE:
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    if max(image.size) <= side:
         return image
     smaller = image.copy()
-    smaller.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
     return smaller
 
 
