@@ -80,7 +80,7 @@ RULES: list[Rule] = [*VISION, *CONNECTOR, *QWEN2]
 
 
 def hub_name(key: str) -> str:
-    """The name that `save_pretrained` writes for a key of either style (`model.vision_tower.*` is the in-memory one)."""
+    """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.vision_tower.*`)."""
     if key == "lm_head.weight":
         return "language_model.lm_head.weight"
     key = re.sub(r"^model\.language_model\.", "language_model.model.", key)
@@ -270,16 +270,16 @@ def _qwen2(fields: _Fields, tied: bool | None) -> DecoderConfig:
 class _Fields:
     """Looks fields of a config up and collects what is wrong with them, so that one error tells all."""
 
-    def __init__(
-        self, config: Mapping[str, Any], where: str, name: str = "", problems: list[str] | None = None
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], where: str, name: str = "") -> None:
         self.config, self.where, self.name = config, where, name
-        self.problems: list[str] = [] if problems is None else problems
+        self.problems: list[str] = []
 
     def part(self, name: str) -> _Fields:
         if not isinstance(self.config.get(name), Mapping):
             raise UserError(f"{self.where}: '{name}' is missing")
-        return _Fields(self.config[name], self.where, f"{self.name}{name}.", self.problems)
+        part = _Fields(self.config[name], self.where, f"{self.name}{name}.")
+        part.problems = self.problems  # one list for the whole config
+        return part
 
     def get(self, name: str, default: Any) -> Any:
         return self.config.get(name, default)

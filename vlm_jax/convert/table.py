@@ -1,6 +1,6 @@
 """Two-way weight tables: which stored tensor is which parameter, and how its layout differs.
 
-A weight family is a list of `Rule`s. Nothing else is written for it: reading, writing and checking follow from the list.
+A weight family is a list of `Rule`s. Nothing else is written for it: reading, writing and checking follow from it.
 Both sides are strict (every tensor used, every parameter filled, every shape right) and all problems are told at once.
 """
 
