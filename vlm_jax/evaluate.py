@@ -14,7 +14,7 @@ from typing import Any
 from vlm_jax import cli
 from vlm_jax.errors import UserError
 
-CHUNK_BATCHES = 4
+CHUNK_BATCHES = 8
 """Batches between two signs of progress; the model may sort the questions among them by length."""
 
 DESCRIPTION = """\
