@@ -210,7 +210,10 @@ def batches(
     stage: int = 0,
     workers: int = 0,
 ) -> Iterator[tuple[Position, Batch]]:
-    """Yields batches for ever, each with the position from which to resume *after* it.
+    """Returns an endless iterator over batches, each with the position from which to resume *after* it.
+
+    The source is measured at once; threads and processes start with the first batch and end with the iterator, at
+    `close` at the latest.
 
     Args:
       source: the conversations.
@@ -221,14 +224,17 @@ def batches(
       stage: number of the stage, so that stages see different orders.
       workers: 0 makes batches in threads of this process, n in n processes of Grain. The batches are the same.
 
-    Yields:
-      `(position, batch)`, with a NumPy batch of `config.rows` rows.
+    Returns:
+      Iterator of `(position, batch)`, with a NumPy batch of `config.rows` rows.
 
     Raises:
-      UserError: as `Batches`; also for an image that turns out to be damaged when it is decoded.
+      UserError: as `Batches`; while iterating, for an image that turns out to be damaged when it is decoded.
     """
-    source_of_batches = Batches(source, preparer, config, seed, start, stage=stage)
-    iterator = _iterator(source_of_batches, workers)
+    return _read_ahead(Batches(source, preparer, config, seed, start, stage=stage), workers)
+
+
+def _read_ahead(numbered: Batches, workers: int) -> Iterator[tuple[Position, Batch]]:
+    iterator = _iterator(numbered, workers)
     try:
         for position, batch in iterator:
             yield position, (_owned(batch) if workers else batch)
@@ -236,7 +242,7 @@ def batches(
         iterator.close()
 
 
-def _iterator(source_of_batches: Batches, workers: int) -> Any:
+def _iterator(numbered: Batches, workers: int) -> Any:
     import grain
     from absl import flags
 
@@ -245,7 +251,7 @@ def _iterator(source_of_batches: Batches, workers: int) -> Any:
         flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    dataset = grain.MapDataset.source(source_of_batches).to_iter_dataset(options)
+    dataset = grain.MapDataset.source(numbered).to_iter_dataset(options)
     if workers:
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),

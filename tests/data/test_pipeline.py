@@ -1,0 +1,269 @@
+import dataclasses
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.index import load_index
+from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
+from vlm_jax.data.pipeline import START, Batches, Position, batches
+from vlm_jax.data.sources import MemorySource
+from vlm_jax.errors import UserError
+
+CONFIG = MixtureConfig(rows=3, tokens=400, tiles=12, window=24)
+
+
+@pytest.fixture(scope="module")
+def source(conversations):
+    return MemorySource(conversations)
+
+
+def take(count, *args, **kwargs):
+    iterator = batches(*args, **kwargs)
+    taken = list(itertools.islice(iterator, count))
+    iterator.close()
+    return taken
+
+
+def assert_equal(first, second):
+    assert [position for position, _ in first] == [position for position, _ in second]
+    for (_, a), (_, b) in zip(first, second, strict=True):
+        for name in a._fields[:-1]:
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+            assert getattr(a, name).dtype == getattr(b, name).dtype
+
+
+@pytest.fixture(scope="module")
+def straight(source, preparer):
+    """Enough batches for a bit more than one epoch."""
+    count = Batches(source, preparer, CONFIG, seed=5).count(0)
+    taken = take(count + 4, source, preparer, CONFIG, 5)
+    assert taken[count - 1][0] == Position(1, 0, 0)
+    return taken
+
+
+def test_shapes_never_change(straight):
+    for _, batch in straight:
+        assert batch.tokens.shape == (3, 400)
+        assert batch.patches.shape == (3, 12, 4, 588)
+        assert batch.patches.dtype == np.uint8
+        assert batch.segments[0].any()
+
+
+def test_an_epoch_holds_every_record_once(straight, preparer, conversations):
+    seen = Counter()
+    for position, batch in straight:
+        for row in range(3):
+            for segment in range(1, batch.segments[row].max() + 1):
+                seen[preparer.tokenizer.decode(batch.tokens[row][batch.segments[row] == segment])] += 1
+        if position.epoch:
+            break
+    assert seen == Counter(preparer.tokenizer.decode(preparer(c).tokens) for c in conversations)
+
+
+def test_any_position_resumes_bit_for_bit(straight, source, preparer):
+    for start in (1, 4, len(straight) - 5, len(straight) - 2):
+        again = take(len(straight) - start, source, preparer, CONFIG, 5, straight[start - 1][0])
+        assert_equal(again, straight[start:])
+
+
+def test_workers_change_nothing(straight, source, preparer):
+    again = take(8, source, preparer, CONFIG, 5, straight[1][0], workers=2)
+    assert_equal(again, straight[2:10])
+    assert type(again[0][1].tokens) is np.ndarray
+    assert again[0][1].tokens.flags.owndata
+    assert again[0][0] == Position(*again[0][0])
+
+
+def test_seed_and_stage_change_the_order(straight, source, preparer):
+    orders = {straight[0][1].tokens.tobytes()}
+    orders.add(take(1, source, preparer, CONFIG, 6)[0][1].tokens.tobytes())
+    orders.add(take(1, source, preparer, CONFIG, 5, stage=1)[0][1].tokens.tobytes())
+    orders.add(take(1, source, preparer, CONFIG, 5, Position(1, 0, 0))[0][1].tokens.tobytes())
+    assert len(orders) == 4
+
+
+def test_rows_are_dealt_evenly(source, preparer):
+    numbered = Batches(source, preparer, CONFIG, seed=5)
+    for window in range(3):
+        rows = len(numbered.rows(0, window))
+        used = [
+            int((batch.segments > 0).any(axis=1).sum()) for batch in (numbered[i][1] for i in range(numbered.count(0)))
+        ]
+        assert max(used) - min(used) <= 1 or rows <= 3
+    assert sum(used) == sum(len(numbered.rows(0, window)) for window in range(3))
+
+
+def test_positions_where_no_batch_begins_are_refused(source, preparer):
+    with pytest.raises(ValueError, match="no batch begins"):
+        Batches(source, preparer, CONFIG, 5, Position(0, 0, 1))[0]
+    with pytest.raises(ValueError, match="has 3 windows"):
+        Batches(source, preparer, CONFIG, 5, Position(0, 3, 0))[0]
+
+
+def test_copies_for_processes_are_equal(source, preparer):
+    numbered = Batches(source, preparer, CONFIG, seed=5)
+    numbered[2]
+    assert_equal([pickle.loads(pickle.dumps(numbered))[7]], [numbered[7]])
+
+
+def test_weights_are_kept_over_epochs(source, preparer):
+    index = load_index(source, preparer)
+    config = dataclasses.replace(CONFIG, weights={"a": 0.3, "b": 2.0})
+    weights = task_weights(index, config)
+    is_b = index.task_ids == index.tasks.index("b")
+    seen = np.zeros(60, int)
+    for epoch in range(10):
+        records = epoch_records(index, weights, (5, 0), epoch)
+        counts = np.bincount(records, minlength=60)
+        assert (counts[is_b] == 2).all()
+        assert counts[~is_b].sum() == 12
+        assert counts[~is_b].max() == 1
+        seen += counts
+    assert (seen[~is_b] == 3).all()
+    first, again, other = (epoch_records(index, weights, (5, 0), epoch).tolist() for epoch in (0, 0, 1))
+    assert first == again != other
+
+
+def test_tasks_without_a_weight_are_left_out(source, preparer):
+    config = dataclasses.replace(CONFIG, weights={"b": 0.05})  # one record of twenty in every epoch
+    numbered = Batches(source, preparer, config, seed=5)
+    seen = [int(numbered.rows(epoch, 0)[0][0]) for epoch in range(20)]
+    assert sorted(seen) == list(range(2, 60, 3))
+    assert [numbered[i][0] for i in range(2)] == [Position(1, 0, 0), Position(2, 0, 0)]
+
+
+def test_epochs_without_records_are_passed_over(source, preparer):
+    config = dataclasses.replace(CONFIG, weights={"b": 0.02})
+    numbered = Batches(source, preparer, config, seed=5)
+    epochs = [epoch for epoch in range(10) if numbered.count(epoch)]
+    assert 0 < len(epochs) < 5
+    assert [numbered[i][0].epoch for i in range(len(epochs) - 1)] == epochs[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": {"c": 1.0}}, "mixture.weights: no task c in the data, there are a, b"),
+        ({"weights": {"a": 0.0}}, "every weight is 0"),
+        ({"tiles": 3}, "does not fit a row: .* mixture.tiles 3"),
+        ({"tokens": 90}, "record r.* of memory does not fit a row"),
+    ],
+)
+def test_mixtures_that_do_not_fit(source, preparer, change, message):
+    with pytest.raises(UserError, match=message):
+        Batches(source, preparer, dataclasses.replace(CONFIG, **change), seed=5)
+    with pytest.raises(UserError, match=r"mixture\.rows"):
+        MixtureConfig(rows=0, tokens=1, tiles=1)
+    with pytest.raises(UserError, match=r"mixture\.weights\.a"):
+        MixtureConfig(rows=1, tokens=1, tiles=1, weights={"a": -1.0})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_behind_its_header_is_named(preparer, png, workers):
+    record = Conversation((Turn("user", "?"), Turn("assistant", "!")), (png(30, 30)[:-400],), "r9", "a")
+    iterator = batches(MemorySource([record]), preparer, CONFIG, 5, workers=workers)
+    with pytest.raises(UserError, match=r"^record r9, image 0: cannot read this image: .*truncated"):
+        next(iterator)
+
+
+def test_nothing_is_left_after_a_kill(tmp_path):
+    script = tmp_path / "feed.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, time
+            from vlm_jax.data import mixture, pipeline, prepare, sources, templates, tiling, tokenizer
+            from vlm_jax.data.conversation import Conversation, Turn
+
+            if __name__ == "__main__":
+                words = tokenizer.Tokenizer.train(["a b c"], 300)
+                template, layout = templates.TEMPLATES["internvl2"], tiling.ClosestAspect(tile_size=28)
+                preparer = prepare.Preparer(words, template, layout, 14, 2, 500)
+                data = sources.MemorySource([Conversation((Turn("user", "a"), Turn("assistant", "b")))])
+                config = mixture.MixtureConfig(rows=1, tokens=500, tiles=2)
+                feed = pipeline.batches(data, preparer, config, 0, workers=1)
+                next(feed), next(feed)
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                time.sleep(60)
+            """
+        )
+    )
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert workers
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+    while os.path.isdir("/dev/shm") and set(os.listdir("/dev/shm")) - shared and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not (os.path.isdir("/dev/shm") and set(os.listdir("/dev/shm")) - shared)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Stored(MemorySource):
+    """A source in memory that pretends to lie in `folder`."""
+
+    folder = None
+    content = "1"
+    reads = 0
+
+    def __getitem__(self, index):
+        type(self).reads += 1
+        return super().__getitem__(index)
+
+    def fingerprint(self):
+        return self.content
+
+
+def test_the_index_is_kept_beside_the_data(conversations, preparer, tmp_path, caplog):
+    class Here(Stored):
+        folder = tmp_path
+
+    source = Here(conversations)
+    first = load_index(source, preparer)
+    assert Here.reads == 60
+    again = load_index(source, preparer)
+    assert Here.reads == 60
+    np.testing.assert_array_equal(first.sizes, again.sizes)
+    np.testing.assert_array_equal(first.task_ids, again.task_ids)
+    assert first.tasks == again.tasks == ("a", "b")
+    assert first.sizes[7].tolist() == list(preparer.measure(conversations[7]))
+
+    load_index(source, dataclasses.replace(preparer, tokens_per_tile=3))
+    assert Here.reads == 120
+    Here.content = "2"
+    load_index(source, preparer)
+    assert Here.reads == 180
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(UserError, match="longer than the context"):
+        load_index(source, dataclasses.replace(preparer, max_tokens=50))
+
+    Here.folder = tmp_path / "missing"
+    load_index(source, preparer)
+    assert "index of record sizes was not kept" in caplog.text
+
+
+def test_an_empty_source_is_refused(preparer):
+    with pytest.raises(UserError, match="memory: the data set is empty"):
+        Batches(MemorySource([]), preparer, CONFIG, 0, START)

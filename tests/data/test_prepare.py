@@ -1,0 +1,97 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.images import decode_image
+from vlm_jax.data.tiling import ClosestAspect, cut_tiles, patchify
+from vlm_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def conversation(png):
+    turns = (
+        Turn("user", "<image>\nWhat is it?"),
+        Turn("assistant", "A zebra."),
+        Turn("user", "And <image>?"),
+        Turn("assistant", "Two."),
+    )
+    return Conversation(turns, (png(56, 28, 1), png(28, 28, 2)), "z1", "t")
+
+
+def test_weights_are_on_the_answers_and_their_stop_tokens(preparer, conversation):
+    example = preparer(conversation)
+    tokenizer = preparer.tokenizer
+    supervised = example.tokens[example.loss_weights > 0]
+    assert tokenizer.decode(supervised, skip_special=False) == "A zebra.<|im_end|>Two.<|im_end|>"
+    assert set(example.loss_weights.tolist()) == {0.0, 1.0}
+    # The first supervised token of each answer follows the answer's header.
+    header = tokenizer.encode_pieces([("<|im_start|>assistant\n", True)])
+    starts = np.flatnonzero(np.diff((example.loss_weights > 0).astype(int)) == 1) + 1
+    assert len(starts) == 2
+    for start in starts:
+        assert example.tokens[start - len(header) : start].tolist() == header
+
+
+@pytest.mark.parametrize(("reduction", "power"), [("token", 0), ("sample", 1), ("square", 0.5)])
+def test_weights_per_conversation(preparer, conversation, reduction, power):
+    example = dataclasses.replace(preparer, loss_reduction=reduction)(conversation)
+    weights = example.loss_weights[example.loss_weights > 0]
+    np.testing.assert_allclose(weights, len(weights) ** -power, rtol=1e-6)
+    assert weights.dtype == np.float32
+
+
+def test_tiles_and_visual_tokens(preparer, conversation):
+    example = preparer(conversation)
+    # Two images share four tiles: two each, so 2 x 1 and a thumbnail, and one tile (a square, at two tiles at most).
+    layout = ClosestAspect(tile_size=28, max_tiles=2)
+    pixels = [cut_tiles(decode_image(data, "x"), layout) for data in conversation.images]
+    assert [len(tiles) for tiles in pixels] == [3, 1]
+    np.testing.assert_array_equal(example.patches, patchify(np.concatenate(pixels), 14))
+    assert example.tile_image.tolist() == [0, 0, 0, 1]
+    assert example.tile_slot.tolist() == [0, 1, 2, 0]
+    assert example.tile_grid.tolist() == [[2, 2]] * 4
+    places = example.visual >= 0
+    assert example.visual[places].tolist() == list(range(8))
+    np.testing.assert_array_equal(places, example.tokens == preparer.tokenizer.image_id)
+
+
+def test_tiles_need_not_be_shared(preparer, png):
+    conversation = Conversation((Turn("user", "<image><image>"),), (png(112, 28), png(28, 28)), "x")
+    assert preparer.measure(conversation)[1] == 3 + 1
+    assert dataclasses.replace(preparer, share_tiles=False).measure(conversation)[1] == 5 + 1
+
+
+def test_measure_equals_the_example(preparer, conversations):
+    for conversation in conversations[:12]:
+        example = preparer(conversation)
+        assert preparer.measure(conversation) == (len(example.tokens), len(example.patches))
+
+
+def test_text_only_and_open_turn(preparer):
+    example = preparer(Conversation((Turn("user", "Why?"),), (), "x"), open_turn=True)
+    assert example.patches.shape == (0, 4, 588)
+    assert example.tile_grid.shape == (0, 2)
+    assert not example.loss_weights.any()
+    assert preparer.tokenizer.decode(example.tokens, skip_special=False).endswith("<|im_start|>assistant\n")
+
+
+def test_mistakes_name_the_record(preparer, conversation):
+    tokens, _ = preparer.measure(conversation)
+    assert len(dataclasses.replace(preparer, max_tokens=tokens)(conversation).tokens) == tokens
+    small = dataclasses.replace(preparer, max_tokens=tokens - 1)
+    expected = (
+        rf"^record z1: prompt longer than the context: {tokens} tokens, the limit is {tokens - 1} \(max_tokens\)$"
+    )
+    for use in (small, small.measure):
+        with pytest.raises(UserError, match=expected):
+            use(conversation)
+    broken = dataclasses.replace(conversation, images=(conversation.images[0], b"no image"))
+    for use in (preparer, preparer.measure):
+        with pytest.raises(UserError, match=r"^record z1, image 1: cannot read this image"):
+            use(broken)
+    with pytest.raises(UserError, match=r"^record z1: .* mark"):
+        preparer(dataclasses.replace(conversation, images=()))
+    with pytest.raises(UserError, match="patch_size"):
+        dataclasses.replace(preparer, patch_size=15)

@@ -1,0 +1,99 @@
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from vlm_jax.data.conversation import Turn
+from vlm_jax.data.sources import TFDSSource, turns_from_json
+from vlm_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, conversations):
+    """Twelve of the conversations as a TFDS data set, with none, one or two images."""
+    import tensorflow_datasets as tfds
+
+    class SmallConversations(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path_factory.mktemp("code")  # builders want to lie in a package folder
+
+        def _info(self):
+            text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+            features = {"id": text, "task": text, "conversations": text, "images": tfds.features.Sequence(image)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(0, 8), "test": self._generate_examples(8, 12)}
+
+        def _generate_examples(self, first, last):
+            for record in conversations[first:last]:
+                names = {"user": "human", "assistant": "gpt"}
+                turns = [{"from": names[turn.role], "value": turn.text} for turn in record.turns]
+                yield (
+                    record.id,
+                    {
+                        "id": record.id,
+                        "task": record.task,
+                        "conversations": json.dumps(turns),
+                        "images": [io.BytesIO(image) for image in record.images],
+                    },
+                )
+
+    builder = SmallConversations(data_dir=tmp_path_factory.mktemp("data"), file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def test_records_come_back_as_they_were(folder, conversations):
+    source = TFDSSource(folder, "train")
+    assert len(source) == 8
+    read = sorted((source[i] for i in range(8)), key=lambda record: int(record.id[1:]))
+    assert read == conversations[:8]  # images are the files' own bytes
+    assert len(TFDSSource(folder, "test")) == 4
+    assert len(TFDSSource(folder, "train[:3]")) == 3
+
+
+def test_sources_can_be_pickled_while_open(folder):
+    source = TFDSSource(folder, "test")
+    assert pickle.loads(pickle.dumps(source))[2] == source[2]
+
+
+def test_reading_needs_no_tensorflow_and_no_jax(folder):
+    code = (
+        "import sys; from vlm_jax.data.sources import TFDSSource;"
+        f"assert TFDSSource({str(folder)!r}, 'train')[0].turns;"
+        "print({'tensorflow', 'jax', 'flax'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "set()"
+
+
+def test_fingerprints_tell_splits_and_contents_apart(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    first = TFDSSource(folder, "train").fingerprint()
+    assert first == TFDSSource(copy, "train").fingerprint()  # copytree keeps times
+    assert first != TFDSSource(folder, "test").fingerprint()
+    next(copy.glob("*train.array_record*")).write_bytes(b"other")
+    assert first != TFDSSource(copy, "train").fingerprint()
+
+
+def test_mistakes_are_named(folder, tmp_path):
+    with pytest.raises(UserError, match=r"not a prepared TFDS data set"):
+        len(TFDSSource(tmp_path, "train"))
+    with pytest.raises(UserError, match=r"no split 'dev', there are test, train"):
+        len(TFDSSource(folder, "dev"))
+
+
+def test_turns_from_json():
+    text = '[{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
+    assert turns_from_json(text, "7") == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"))
+    for wrong in ("", "[1]", '{"from": "human"}', '[{"from": "robot", "value": ""}]', '[{"from": "gpt"}]'):
+        with pytest.raises(UserError, match=r"^record 7: conversations must be"):
+            turns_from_json(wrong, "7")
