@@ -1,0 +1,84 @@
+"""The TFDS builder of the pocket data set. Neither writing nor reading needs TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from vlm_jax.data.pocket.prepare import PRESETS, Preset
+from vlm_jax.data.pocket.scene import TASKS
+from vlm_jax.data.pocket.worker import draw_jobs, make_jobs
+from vlm_jax.data.schema import conversation_features, to_record
+
+
+@dataclasses.dataclass(kw_only=True)
+class PocketConfig(tfds.core.BuilderConfig):
+    """How many records, and from which seed; see `Preset`."""
+
+    preset: Preset = PRESETS["default"]
+    seed: int = 0
+
+
+def pocket_config(preset: str, seed: int) -> PocketConfig:
+    """The config of a preset and a seed, named after both."""
+    description = f"Preset '{preset}', seed {seed}."
+    return PocketConfig(name=f"{preset}_{seed}", description=description, preset=PRESETS[preset], seed=seed)
+
+
+class _StableWriter(tfds.core.ExampleWriter):
+    """Writes every example with its features in one order; protocol buffers else choose one in each process."""
+
+    def write(self, path, examples):
+        """Writes serialized examples, as the base class does."""
+        return super().write(path, ((key, _stable(example)) for key, example in examples))
+
+
+def _stable(example: bytes) -> bytes:
+    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
+
+
+class Pocket(tfds.core.GeneratorBasedBuilder):
+    """Pocket data set: six visual tasks from handwritten digits, photographs, fonts and words that come in wheels.
+
+    Attributes:
+      workers: processes that draw; 0 draws in this one.
+      advance: called with the number of records just drawn.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 - TFDS's own attribute
+    BUILDER_CONFIGS = [pocket_config(preset, 0) for preset in PRESETS]  # noqa: RUF012
+
+    workers: int = 0
+    advance: Callable[[int], None] = staticmethod(lambda drawn: None)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        """Features and description."""
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Conversations about handwritten digit grids, receipts, forms, bar charts, things to point at "
+            "and photograph crops. Sources and their terms are listed in vlm_jax.data.pocket.material.",
+            features=conversation_features(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        """Train, validation and test; nothing is downloaded."""
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self.builder_config.preset.records}
+
+    def _example_writer(self) -> _StableWriter:
+        """TFDS's place to choose how examples are written."""
+        return _StableWriter(file_format=self.info.file_format)
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        """The records of all tasks; TFDS shuffles them by the hash of their ids when it writes."""
+        config = self.builder_config
+        records = config.preset.records[split]
+        jobs = [job for task in TASKS for job in make_jobs(config.seed, split, task, records[task])]
+        for drawn in draw_jobs(jobs, self.workers):
+            for record in drawn:
+                yield record.conversation.id, to_record(record.conversation, record.provenance)
+            self.advance(len(drawn))

@@ -1,0 +1,163 @@
+"""Tasks `digits` and `count`: grids of real handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vlm_jax.data.pocket.canvas import blank, canvas_size, choose, paper_and_ink, pick
+from vlm_jax.data.pocket.material import Material
+from vlm_jax.data.pocket.scene import Question, Scene
+
+KINDS = ("cell",)
+COUNT_KINDS = ("count", "sum")
+
+LAYOUTS = {
+    (3, 3, (1, 1)): 0.62,
+    (2, 2, (1, 1)): 0.06,
+    (2, 4, (2, 1)): 0.10,
+    (4, 2, (1, 2)): 0.08,
+    (4, 4, (2, 2)): 0.06,
+    (2, 3, (3, 2)): 0.03,
+    (3, 2, (2, 3)): 0.02,
+    (2, 5, (3, 1)): 0.03,
+}
+"""(rows, columns of digits, tile grid) → share of the `digits` pictures."""
+
+COUNT_LAYOUTS = {
+    (3, 3, (1, 1)): 0.30,
+    (2, 2, (1, 1)): 0.14,
+    (2, 3, (1, 1)): 0.14,
+    (3, 2, (1, 1)): 0.14,
+    (2, 4, (2, 1)): 0.12,
+    (4, 2, (1, 2)): 0.10,
+    (2, 2, (2, 2)): 0.06,
+}
+
+MOST = 4
+"""Counts asked for in validation and test run from 0 to this, equally often where the grid is large enough."""
+
+
+def draw_digits(rng: np.random.Generator, material: Material, ask: str = "cell") -> Scene:
+    """A grid of digits; `cell` asks for the one at a row and column."""
+    rows, columns, tiles = pick(rng, LAYOUTS)
+    picks = rng.integers(len(material.labels), size=(rows, columns))
+    labels = material.labels[picks]
+    questions = _cell_questions(rng, labels) + _line_questions(rng, labels)
+    return _scene(rng, material, picks, tiles, questions)
+
+
+def draw_count(rng: np.random.Generator, material: Material, ask: str) -> Scene:
+    """A grid of digits; `count` asks how often one appears, `sum` what two in one row or column add up to."""
+    layouts = {key: share for key, share in COUNT_LAYOUTS.items() if ask != "sum" or 2 in key[:2]}
+    rows, columns, tiles = pick(rng, layouts)
+    cells = rows * columns
+    digit, times = int(rng.integers(10)), int(rng.integers(min(MOST, cells - 1) + 1))
+    others = rng.choice(np.flatnonzero(material.labels != digit), cells - times)
+    own = rng.choice(np.flatnonzero(material.labels == digit), times)
+    picks = rng.permutation(np.concatenate([own, others])).reshape(rows, columns)
+    labels = material.labels[picks]
+    counts = [_count_question(labels, digit)]
+    counts += [_count_question(labels, int(d)) for d in rng.permutation(np.unique(labels)) if d != digit][:2]
+    sums = _sum_questions(rng, labels)
+    questions = counts + sums if ask == "count" else sums + counts
+    return _scene(rng, material, picks, tiles, questions + _line_questions(rng, labels)[:1])
+
+
+def transcribe(labels: np.ndarray) -> str:
+    """All digits, a row a line, without spaces: every digit is one token of a tokenizer that splits digits."""
+    return "\n".join("".join(str(digit) for digit in row) for row in labels)
+
+
+def ink_mask(rng: np.random.Generator, digit: np.ndarray, side: int) -> Image.Image:
+    """One 8×8 digit enlarged smoothly to `side` pixels and turned a little, as a mask of how much ink there is."""
+    # Two empty pixels around, so that neither the filter nor the turn cuts a stroke.
+    padded = Image.fromarray(np.pad(digit, 2))
+    large = padded.resize((round(side * 1.5), round(side * 1.5)), Image.Resampling.BICUBIC)
+    turned = large.rotate(rng.uniform(-9, 9), Image.Resampling.BILINEAR)
+    margin = (turned.width - side) // 2
+    mask = np.asarray(turned.crop((margin, margin, margin + side, margin + side)), np.float32)
+    return Image.fromarray(np.clip(mask * 1.25, 0, 255).astype(np.uint8))
+
+
+def draw_grid(rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int]) -> Image.Image:
+    """Draws the digits with numbers `picks` [rows, columns] of `material` onto one sheet."""
+    size = canvas_size(rng, tiles)
+    paper, ink = paper_and_ink(rng, dark=0.35)
+    sheet = blank(rng, size, paper)
+    rows, columns = picks.shape
+    left, top = rng.uniform(0, 0.05, 2) * size
+    width, height = np.asarray(size) * rng.uniform(0.95, 1.0) - (left, top)
+    cell_width, cell_height = width / columns, height / rows
+    if rng.random() < 0.3:
+        _rule(sheet, (left, top, cell_width, cell_height), picks.shape, paper, ink)
+    for row in range(rows):
+        for column in range(columns):
+            side = round(min(cell_width, cell_height) * rng.uniform(0.84, 1.0))
+            slack = np.asarray([cell_width - side, cell_height - side])
+            # Away from the middle of a wide cell by at most a sixth of the room, so that rows and columns stay clear.
+            shift = slack * (0.5 + rng.uniform(-1, 1, 2) / 6)
+            place = (round(left + column * cell_width + shift[0]), round(top + row * cell_height + shift[1]))
+            sheet.paste(ink, place, ink_mask(rng, material.digits[picks[row, column]], side))
+    return sheet
+
+
+def _rule(sheet: Image.Image, cell: tuple, shape: tuple, paper: tuple, ink: tuple) -> None:
+    """Faint lines between the cells."""
+    left, top, width, height = cell
+    faint = tuple(round(0.75 * p + 0.25 * i) for p, i in zip(paper, ink, strict=True))
+    draw = ImageDraw.Draw(sheet)
+    rows, columns = shape
+    for row in range(1, rows):
+        draw.line([(left, top + row * height), (left + columns * width, top + row * height)], faint)
+    for column in range(1, columns):
+        draw.line([(left + column * width, top), (left + column * width, top + rows * height)], faint)
+
+
+def _scene(
+    rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int], questions: list[Question]
+) -> Scene:
+    prompt = choose(rng, ("Read all digits row by row.", "Read everything."))
+    return Scene(
+        image=draw_grid(rng, material, picks, tiles),
+        questions=tuple(questions),
+        transcription=Question("transcription", prompt, transcribe(material.labels[picks])),
+        provenance={"digits": sorted({int(index) for index in material.indices[picks].ravel()})},
+    )
+
+
+def _cell_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Question]:
+    """Four cells in random order."""
+    rows, columns = labels.shape
+    order = rng.permutation(rows * columns)[:4]
+    return [
+        Question(
+            "cell",
+            f"Which digit is in row {place // columns + 1}, column {place % columns + 1}?",
+            str(labels[place // columns, place % columns]),
+        )
+        for place in order
+    ]
+
+
+def _line_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Question]:
+    """One row and one column to read; in training only."""
+    row, column = int(rng.integers(labels.shape[0])), int(rng.integers(labels.shape[1]))
+    return [
+        Question("row", f"Read row {row + 1}.", transcribe(labels[row : row + 1])),
+        Question("column", f"Read column {column + 1}.", transcribe(labels[:, column][None])),
+    ]
+
+
+def _count_question(labels: np.ndarray, digit: int) -> Question:
+    return Question("count", f"How many times does the digit {digit} appear?", str(int((labels == digit).sum())))
+
+
+def _sum_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Question]:
+    """Sums of rows, or columns, of exactly two digits; at most two questions."""
+    lines = [("row", k + 1, line) for k, line in enumerate(labels) if len(line) == 2]
+    lines += [("column", k + 1, line) for k, line in enumerate(labels.T) if len(line) == 2]
+    order = rng.permutation(len(lines))[:2]
+    return [
+        Question("sum", f"What is the sum of {lines[k][0]} {lines[k][1]}?", str(int(lines[k][2].sum()))) for k in order
+    ]

@@ -1,0 +1,88 @@
+"""One record of the data set as a pure function of (seed, split, task, number)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.data.conversation import IMAGE, Conversation, Turn
+from vlm_jax.data.pocket import charts, digits, documents, photos, points
+from vlm_jax.data.pocket.material import Material
+from vlm_jax.data.pocket.scene import SPLITS, TASKS, Question, Scene
+
+TRANSCRIBED = 0.65
+"""Share of the training conversations that hold the transcription of the whole picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A conversation, what its picture was made from, and the kind of question that it was drawn for."""
+
+    conversation: Conversation
+    provenance: dict[str, Any]
+    kind: str
+
+
+def make_record(seed: int, split: str, task: str, number: int, material: Material) -> Record:
+    """Draws record `number` of a task in a split.
+
+    Args:
+      seed: of the whole data set.
+      split: `train` gives several turns; `validation` and `test` one question, whose answer is the gold answer.
+      task: one of `TASKS`.
+      number: from 0. Kinds of questions take turns.
+      material: of this split.
+    """
+    rng = np.random.default_rng([seed, 1 + SPLITS.index(split), TASKS.index(task), number])
+    scene, kind = draw_scene(rng, material, task, number)
+    questions = _training_questions(rng, scene) if split == "train" else list(scene.questions[:1])
+    turns = []
+    for position, question in enumerate(questions):
+        turns += [Turn("user", (IMAGE + "\n" if position == 0 else "") + question.text)]
+        turns += [Turn("assistant", question.answer)]
+    encoded = io.BytesIO()
+    scene.image.save(encoded, "png")
+    conversation = Conversation(tuple(turns), (encoded.getvalue(),), f"{split}-{task}-{number:05d}", task)
+    return Record(conversation, scene.provenance, kind)
+
+
+def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
+    """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
+    kinds = {
+        "digits": digits.KINDS,
+        "count": digits.COUNT_KINDS,
+        "document": documents.KINDS,
+        "chart": charts.KINDS,
+        "point": points.KINDS,
+        "photo": photos.KINDS,
+    }[task]
+    ask = kinds[number % len(kinds)]
+    if task == "photo":
+        return photos.draw_photo(rng, material, ask, number), ask
+    draw = {
+        "digits": digits.draw_digits,
+        "count": digits.draw_count,
+        "document": documents.draw_document,
+        "chart": charts.draw_chart,
+        "point": points.draw_point,
+    }[task]
+    return draw(rng, material, ask), ask
+
+
+def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """One to three questions with the transcription, or two to five without.
+
+    The question that the picture was drawn for is always among them. The transcription comes last three times in four:
+    an answer before it has to be found in the picture, one after it could be copied from the text.
+    """
+    transcribed = rng.random() < TRANSCRIBED
+    count = int(rng.integers(1, 4)) if transcribed else int(rng.integers(2, 6))
+    first, *others = scene.questions
+    chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
+    chosen = [chosen[k] for k in rng.permutation(len(chosen))]
+    if not transcribed:
+        return chosen
+    return [*chosen, scene.transcription] if rng.random() < 0.75 else [scene.transcription, *chosen]

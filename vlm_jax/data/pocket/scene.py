@@ -1,0 +1,73 @@
+"""What a task's drawing function returns: a picture, what can be asked about it, and what it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from PIL import Image
+
+TASKS = ("digits", "count", "document", "chart", "point", "photo")
+"""Names of the tasks, as every report shows them."""
+
+SPLITS = ("train", "validation", "test")
+
+_SHARES = {"train": 14, "validation": 2, "test": 4}
+"""Twentieths of all possible contents that belong to a split."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels, right and bottom exclusive."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about a picture. `kind` names it among the task's kinds, over which test questions are balanced."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One drawn picture.
+
+    Attributes:
+      image: RGB.
+      questions: what can be asked; a question of the kind that was asked for comes first.
+      transcription: everything in the picture as text; the dense supervision of the training split.
+      provenance: which raw material was used, under the keys `digits` (indices), `regions` (`photograph/cell`) and
+        `content` (what a document or chart says). No value of these is in two splits.
+    """
+
+    image: Image.Image
+    questions: tuple[Question, ...]
+    transcription: Question
+    provenance: dict[str, Any]
+
+
+def split_of(content: str) -> str:
+    """The one split that a document or chart saying `content` may be in.
+
+    The digest of the content decides, so two processes drawing two splits need not tell each other what they drew.
+    """
+    place = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") % sum(_SHARES.values())
+    for split, share in _SHARES.items():
+        if place < share:
+            return split
+        place -= share
+    raise AssertionError("the shares cover every place")
+
+
+def format_box(box: Box, size: tuple[int, int]) -> str:
+    """`<box>[[x1, y1, x2, y2]]</box>` with integers 0–1000 relative to width and height (InternVL grounding format)."""
+    width, height = size
+    left, top, right, bottom = box
+    numbers = [left / width, top / height, right / width, bottom / height]
+    return f"<box>[[{', '.join(str(round(1000 * number)) for number in numbers)}]]</box>"
+
+
+def format_reference(name: str) -> str:
+    """`<ref>name</ref>`, the way InternVL names what a box belongs to."""
+    return f"<ref>{name}</ref>"
