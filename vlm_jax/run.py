@@ -19,7 +19,7 @@ import jax
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import write_hf_folder
-from vlm_jax.data.tiling import choose_grid
+from vlm_jax.data.tiling import choose_grid, cut_tiles
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.benchmarks import pocket
@@ -70,7 +70,7 @@ def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) 
     model = Model(recipe.system, params, tokenizer)
     result = _evaluate(recipe, model, splits)
     write_hf_folder(workdir.export, params, recipe.system, tokenizer, "float32")
-    report = _report(recipe, trained, result, prepared + trained.seconds + (time.monotonic() - start - prepared), device)
+    report = _report(recipe, trained, result, 0.0, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)
     return report
@@ -114,7 +114,6 @@ def _report(
     config = json.dumps(to_plain(recipe), sort_keys=True)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {
-        "name": recipe.name,
         "wall_seconds": wall_seconds,
         "stages": trained.figures,
         "tasks": result.report(),
@@ -135,7 +134,7 @@ def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationR
         report,
         result.rows,
         images,
-        layout=recipe.system.layout,
+        tiler=lambda image: cut_tiles(image, recipe.system.layout),
         title=recipe.name,
         gallery_size=recipe.evaluation.gallery,
         seed=recipe.seed,

@@ -196,8 +196,15 @@ class StageRunner:
     def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
         stage, recipe = self.stage, self.recipe
         preparer = recipe.system.preparer(self.tokenizer, stage.data.tokens)
-        seed = recipe.seed * 1000 + self.index  # every stage sees its data in an order of its own
-        return batches(self.splits.train, preparer, stage.data, seed, start, workers=recipe.runtime.workers)
+        return batches(
+            self.splits.train,
+            preparer,
+            stage.data,
+            recipe.seed,
+            start,
+            stage=self.index,
+            workers=recipe.runtime.workers,
+        )
 
 
 class Meter:

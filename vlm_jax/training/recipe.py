@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from vlm_jax.config import complete, config_class
-from vlm_jax.data.pipeline import MixtureConfig
+from vlm_jax.data.mixture import MixtureConfig
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig

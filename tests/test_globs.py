@@ -1,0 +1,34 @@
+import pytest
+
+from vlm_jax import globs
+
+
+@pytest.mark.parametrize(
+    ("path", "glob", "expected"),
+    [
+        ("vision/layers/7/mlp/up/kernel", "vision/**", True),
+        ("vision/layers/7/mlp/up/kernel", "**/kernel", True),
+        ("vision/layers/7/mlp/up/kernel", "vision/layers/*/mlp/*/kernel", True),
+        ("vision/layers/7/mlp/up/kernel", "vision/layers/*/kernel", False),
+        ("vision/layers/7/mlp/up/kernel", "vision", False),
+        ("connector/up/kernel", "**/connector/up/kernel", True),
+        ("teacher/connector/up/kernel", "**/connector/up/kernel", True),
+        ("my_connector/up/kernel", "**/connector/up/kernel", False),
+        ("a.b", "a?b", False),
+    ],
+)
+def test_matches(path, glob, expected):
+    assert globs.matches(path, glob) is expected
+
+
+def test_last_match_wins():
+    rules = (("**", 1), ("decoder/**", 2), ("decoder/layers/0/**", 3))
+    assert globs.last_match("decoder/norm/scale", rules, 0) == 2
+    assert globs.last_match("decoder/layers/0/norm/scale", rules, 0) == 3
+    assert globs.last_match("x", (), 0) == 0
+
+
+def test_flatten_round_trip():
+    tree = {"a": {"0": {"kernel": 1}, "1": {"kernel": 2}}, "b": 3}
+    assert globs.flatten(tree) == {"a/0/kernel": 1, "a/1/kernel": 2, "b": 3}
+    assert globs.unflatten(globs.flatten(tree)) == tree

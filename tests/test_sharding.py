@@ -1,0 +1,52 @@
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vlm_jax.errors import UserError
+from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.vision_transformer import VisionConfig
+from vlm_jax.models.vlm import VLMConfig, init_params
+from vlm_jax.sharding import MeshConfig, describe, make_mesh, parameter_sharding, partition
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=1, fsdp=2, tensor=4), jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        # 16 heads divide by 4; 14 heads and 2 KV heads do not and fall to the head dimension
+        ("vision/layers/0/attention/query/kernel", (1024, 16, 64), P("fsdp", "tensor", None)),
+        ("decoder/layers/0/attention/query/kernel", (896, 14, 64), P("fsdp", None, "tensor")),
+        ("decoder/layers/0/attention/key/kernel", (896, 2, 64), P("fsdp", None, "tensor")),
+        ("decoder/layers/0/attention/out/kernel", (14, 64, 896), P(None, "tensor", "fsdp")),
+        ("decoder/layers/0/mlp/down/kernel", (4864, 896), P("tensor", "fsdp")),
+        ("decoder/embedding", (151655, 896), P(None, "fsdp")),
+        ("decoder/norm/scale", (896,), P()),
+        ("teacher/connector/up/kernel", (4096, 896), P("fsdp", "tensor")),
+    ],
+)
+def test_axes_that_do_not_divide_fall_to_the_next_rule(mesh, path, shape, spec):
+    assert parameter_sharding(path, shape, mesh).spec == spec
+
+
+def test_batch_that_does_not_divide_is_split_as_far_as_it_goes(mesh):
+    assert partition((8, 3), ("batch", None), mesh) == P(("data", "fsdp"), None)
+    assert partition((3, 3), ("batch", None), mesh) == P(None, None)
+
+
+def test_every_parameter_of_the_1b_model_has_a_fitting_rule(mesh):
+    config = VLMConfig(vision=VisionConfig(), connector=PixelShuffleMLPConfig(), decoder=DecoderConfig())
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    lines = describe(shapes, mesh)
+    kernels = [line for line in lines if "kernel" in line or line.startswith("decoder/embedding")]
+    assert len(lines) > 30
+    assert all("fsdp" in line or "tensor" in line for line in kernels), kernels
+
+
+def test_wrong_mesh_is_one_line():
+    with pytest.raises(UserError, match=r"config\.runtime\.mesh: .* 3 x 1 x 1 does not lay out 8"):
+        make_mesh(MeshConfig(data=3), jax.devices())

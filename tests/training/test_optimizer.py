@@ -1,0 +1,58 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
+
+TREE = {"vision": {"layers": {"0": {"kernel": jnp.ones(2)}, "1": {"kernel": jnp.ones(2)}}}, "decoder": {"bias": jnp.ones(2)}}
+
+
+def test_schedule_is_that_of_the_hf_trainer():
+    config, steps = OptimizerConfig(learning_rate=4e-5, warmup_ratio=0.03), 90
+    warmup = math.ceil(steps * 0.03)
+    rates = jax.vmap(learning_rate(config, steps))(jnp.arange(steps))
+    for step in range(steps):
+        progress = (step - warmup) / max(1, steps - warmup)
+        want = step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+        assert rates[step] == pytest.approx(4e-5 * want, abs=1e-11)
+
+
+def test_split_is_ordered_and_takes_back():
+    trained, frozen = split_trainable(TREE, ("vision/**", "!vision/layers/0/**"))
+    assert set(trained["vision"]["layers"]) == {"1"}
+    assert set(frozen) == {"vision", "decoder"}
+    assert jax.tree.structure(merge(frozen, trained)) == jax.tree.structure(TREE)
+
+
+def test_multiplier_scales_the_update_even_of_a_zero_gradient():
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="constant", warmup_ratio=0.0, weight_decay=0.5, multipliers=(("vision/layers/0/**", 0.25),)
+    )
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, TREE), optimizer.init(TREE), TREE)
+    np.testing.assert_allclose(updates["vision"]["layers"]["1"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["vision"]["layers"]["0"]["kernel"], -0.0125, rtol=1e-6)
+    np.testing.assert_allclose(updates["decoder"]["bias"], 0.0)  # biases are not decayed
+
+
+@pytest.mark.torch
+def test_adamw_equals_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(5, 3, 4)).astype(np.float32)
+    config = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_ratio=0.0, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(config, 5)
+    params = {"kernel": jnp.asarray(start)}
+    state = optimizer.init(params)
+    weight = torch.nn.Parameter(torch.tensor(start))
+    reference = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    for grad in grads:
+        updates, state = optimizer.update({"kernel": jnp.asarray(grad)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        weight.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        reference.step()
+    np.testing.assert_allclose(params["kernel"], weight.detach().numpy(), atol=1e-6)
