@@ -28,8 +28,8 @@ _DAMAGED = (
     MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
-# Only a PNG that holds one of these can have an orientation; asking Pillow for it costs a full decode otherwise.
-_PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Keywords of PNG text chunks that can hold an orientation.
+_PNG_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _open_lock = threading.Lock()
@@ -102,7 +102,16 @@ def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
 
 
 def _may_be_rotated(image: Image.Image, data: bytes) -> bool:
-    return image.format != "PNG" or any(chunk in data for chunk in _PNG_ORIENTATION_CHUNKS)
+    """False if there can be no orientation: asking Pillow for that of a PNG without one decodes the whole image."""
+    if image.format != "PNG":
+        return True
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(_PNG_KEYWORDS, place + 8)):
+            return True
+        place += length + 12  # length, kind, body, checksum
+    return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -48,6 +48,8 @@ class Tokenizer:
         # Special tokens in text are text. This setting is not serialised, so it is made anew on every construction.
         self._backend.encode_special_tokens = True
         self._config = dict(config or {})
+        # System prompts and common questions come again and again.
+        self._encode_part = functools.lru_cache(maxsize=4096)(self.encode)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer._from_json, (self._backend.to_str(), self._config)
@@ -161,7 +163,7 @@ class Tokenizer:
                     parts.append(part)
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self.encode(part)
+            ids += (part,) if isinstance(part, int) else self._encode_part(part)
         return ids
 
     def token_id(self, token: str) -> int:
