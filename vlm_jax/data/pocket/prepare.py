@@ -45,7 +45,7 @@ def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
 
 
 PRESETS = {
-    "default": _preset((4000, 2500, 3500, 2200, 3000, 1500), 50, 200),
+    "default": _preset((4000, 2000, 3000, 2000, 2500, 1500), 50, 200),
     "quick": _preset((600, 200, 300, 120, 200, 120), 8, 24),
     "tiny": _preset((24, 12, 16, 8, 12, 8), 4, 8),
 }
