@@ -70,7 +70,7 @@ def generate(
     batch = batch._replace(positions=np.where(np.asarray(batch.segments) > 0, batch.positions, slots), extras={})
     limits = np.where(lengths > 0, limits, 0).astype(np.int32)
     first, caches = _prefill(model, slots, params, batch, lengths)
-    tokens, counts = _decode(
+    tokens, counts, _ = _decode(
         model, most, sampling.temperature <= 0, params, first, caches, lengths, limits, stop_id, _knobs(sampling)
     )
     return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
@@ -124,8 +124,8 @@ def _decode(
     limits: Int[Array, " B"],
     stop_id: Int[Array, ""],
     knobs: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[Int[Array, "B M"], Int[Array, " B"]]:
-    """Writes tokens until every row has stopped or reached its limit."""
+) -> tuple[Int[Array, "B M"], Int[Array, " B"], list[KVCache]]:
+    """Writes tokens until every row has stopped or reached its limit. Returning the caches lets them be reused."""
 
     def add(state: _State, logits: Float[Array, "B V"], caches: list[KVCache]) -> _State:
         token = _choose(logits, greedy, knobs, state.step)
@@ -146,7 +146,7 @@ def _decode(
     zeros = jnp.zeros(rows, jnp.int32)
     start = _State(jnp.int32(0), zeros, limits <= 0, zeros, jnp.zeros((rows, most), jnp.int32), caches)
     final = jax.lax.while_loop(lambda s: (s.step < most) & ~jnp.all(s.done), step, add(start, first, caches))
-    return final.tokens, final.counts
+    return final.tokens, final.counts, final.caches
 
 
 def _choose(

@@ -25,7 +25,7 @@ from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import patchify
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.inference.generate import Sampling, bucket, generate
+from vlm_jax.inference.generate import GREEDY, Sampling, bucket, generate
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vlm import VLM
 from vlm_jax.system import System
@@ -160,7 +160,7 @@ class Model:
             order = sorted(range(len(window)), key=lambda i: (len(examples[i].patches), len(examples[i].tokens)))
             said: dict[int, str] = {}
             for chosen in _chunks(order, batch_size):
-                replies = self._continue([examples[i] for i in chosen], max_new_tokens, Sampling())
+                replies = self._continue([examples[i] for i in chosen], max_new_tokens, GREEDY)
                 said.update(zip(chosen, replies, strict=True))
                 if progress is not None:
                     progress(len(chosen))
@@ -219,10 +219,9 @@ class Model:
         if tiles is None:
             tiles = np.zeros((rows, 0, vision.image_size, vision.image_size, 3), np.uint8)
         count = tiles.shape[1]
-        if tiles.shape != (rows, count, vision.image_size, vision.image_size, 3):
-            raise UserError(
-                f"tiles have shape {tiles.shape}, not ({rows}, K, {vision.image_size}, {vision.image_size}, 3)"
-            )
+        side = vision.image_size
+        if tiles.shape != (rows, count, side, side, 3):
+            raise UserError(f"tiles have shape {tiles.shape}, not ({rows}, K, {side}, {side}, 3)")
         batch = self._pad([], rows, length, count)
         placeholders = tokens == self.tokenizer.image_id
         wrong = np.flatnonzero(placeholders.sum(axis=1) != count * per_tile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_jax.data.conversation import Turn
-from vlm_jax.inference.generate import Sampling
+from vlm_jax.inference.generate import GREEDY, Sampling
 from vlm_jax.inference.model import Model, read_picture, with_marks
 
 
