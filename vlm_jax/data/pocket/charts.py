@@ -156,7 +156,7 @@ def _draw(rng: np.random.Generator, chart: Chart, grid: tuple[int, int]) -> tupl
 
 def _decorate(axes, chart: Chart, places: np.ndarray, style: dict, unit: float, ticks: bool) -> None:
     """Labels below the bars; values over them where printed; a scale to the left where there is room for one."""
-    axes.axhline(0, color=style["color"], linewidth=unit)
+    axes.axhline(0, color=style["color"], linewidth=1.3 * unit, clip_on=False, zorder=3)
     for place, label in zip(places, chart.labels, strict=True):
         axes.annotate(label, (place, 0), (0, -2 * unit), textcoords="offset pixels", ha="center", va="top", **style)
     if chart.printed:

@@ -184,17 +184,18 @@ def read_words() -> tuple[str, ...]:
             # Indented lines are code, tables and field lists; marked-up words are names of code.
             if not line.startswith((" ", "\t", ">", "=", ":", ".", "|")):
                 counts.update(re.findall(r"(?<![\w`/.:@\-])[a-z]{3,6}(?=[ ,;.)]|$)", line))
-    left_out = set(_FUNCTION_WORDS.split())
+    left_out = set(_LEFT_OUT.split())
     names = [word for word in counts if word not in left_out and re.search("[aeiou]", word)]
     ranked = sorted(names, key=lambda word: (-counts[word], word))
     return tuple(ranked[:WORDS])
 
 
-_FUNCTION_WORDS = """
-    about after all also and any are based been both but called can could each either first float for found from
-    given had has have here how int into its itself known made make many may more most much must name non nor not
-    numpy off one only other others our out over own pandas per rather same scipy see seen set sets she should since
-    some such taken than that the their them then there these they this those three thus total two under use used
-    uses using very via was way were what when where which while who will with within would you your
+_LEFT_OUT = """
+    about after age all also and any are based been both but called can code could date each either first float for
+    found from given had has have here how int into its itself known made make many may more most much must name non
+    nor not numpy off one only other others our out over own pandas per rather room same scipy see seen set sets she
+    should since size some such taken than that the their them then there these they this those three thus topic
+    total two under use used uses using very via was way were what when where which while who will with within would
+    you your
 """
-"""Words that would say nothing as the name of a thing on a receipt."""
+"""Words that would say nothing as the name of a thing on a receipt, and the labels of the forms' fields."""
