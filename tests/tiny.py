@@ -63,8 +63,9 @@ def perturbed(tree, seed: int):
 def params():
     shapes = parameter_shapes(system().model)
     rng = np.random.default_rng(0)
-    # Kernels of variance 1 / fan-in, whatever their shape; nothing is compiled for it.
+    # Kernels of variance 1 / fan-in or more; nothing is compiled for it.
     fresh = {p: np.ones(s) if len(s) == 1 else rng.standard_normal(s) * s[0] ** -0.5 for p, s in shapes.items()}
+    fresh["decoder/embedding"] *= 10  # large enough that what comes next depends on the last token
     return perturbed(globs.unflatten(fresh), seed=1)
 
 
@@ -128,7 +129,8 @@ def torch_model():
         },
         text_config={
             "model_type": "qwen2", "vocab_size": 337, "hidden_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 6, "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+            "num_attention_heads": 6, "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 48,
+            "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
         },
         image_token_id=tokenizer().image_id, image_seq_length=4, downsample_ratio=0.5, tie_word_embeddings=False,
