@@ -18,7 +18,11 @@ def test_complete_has_every_field_and_survives_json():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("stages", 0, "optimizer", "learning_rat"), 1.0, r"config\.stages\[0\]\.optimizer\.learning_rat: unknown field .*'learning_rate'"),
+        (
+            ("stages", 0, "optimizer", "learning_rat"),
+            1.0,
+            r"stages\[0\]\.optimizer\.learning_rat: unknown .*'learning_rate'",
+        ),
         (("stages", 1, "steps"), "many", r"config\.stages\[1\]\.steps: .*integer.*'many'"),
         (("stages", 0, "data", "rows"), 2.5, r"config\.stages\[0\]\.data\.rows: .*2\.5"),
         (("system", "model", "vision", "width"), None, r"config\.system\.model\.vision\.width"),
@@ -27,7 +31,7 @@ def test_complete_has_every_field_and_survives_json():
         (("system", "template"), "nonsense", r"template.*nonsense.*internvl2"),
         (("system", "layout", "tile_size"), 448, r"tile_size is 448"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_name_their_field(path, value, message):
     fields = to_plain(build(Recipe, recipe_fields()))
     node = fields

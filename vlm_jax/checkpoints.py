@@ -71,7 +71,7 @@ class Checkpoints:
             self._saver.save(path.absolute() / "params", args=ocp.args.PyTreeSave(dict(params)))
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
             self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (sorted out, and raised again, in _failed)
             self._failed(error)
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class Checkpoints:
             self._optimizer_saver.wait_until_finished()
             digests = {str(file.relative_to(path)): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
             _write_json(path / MANIFEST, digests)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (sorted out, and raised again, in _failed)
             self._failed(error)
         self._pending = None
         self._remove_old()

@@ -55,7 +55,9 @@ def parse(arguments: list[str]):
     except flags.Error as error:
         raise UserError(_readable(str(error))) from None
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{' '.join(a for a in arguments if a.startswith('--config.'))}: {_readable(str(error))}") from None
+        raise UserError(
+            f"{' '.join(a for a in arguments if a.startswith('--config.'))}: {_readable(str(error))}"
+        ) from None
     except (OSError, ImportError, SyntaxError) as error:
         raise UserError(f"--config={file}: {error}") from None
 

@@ -10,7 +10,7 @@ import platform
 import resource
 import shlex
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import write_hf_folder
+from vlm_jax.data.templates import TEMPLATES, render
 from vlm_jax.data.tiling import choose_grid, cut_tiles
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -29,7 +30,7 @@ from vlm_jax.inference.model import Model
 from vlm_jax.sharding import describe, make_mesh
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
-from vlm_jax.training.log import say
+from vlm_jax.training.log import Clock, say
 from vlm_jax.training.loop import Trained, initial_params, train
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
@@ -53,24 +54,23 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
 
 
 def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
+    if workdir.report.is_file():  # written last
+        say(f"{workdir.root} is finished: open {workdir.root / 'report.html'}")
+        return json.loads(workdir.report.read_text())
+    clock = Clock()
     mesh = make_mesh(recipe.runtime.mesh)
     device = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"{'continuing' if existed else 'starting'} {recipe.name} in {workdir.root} on {device}, jax {jax.__version__}")
     if mesh.size > 1:
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
-    start = time.monotonic()
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits)
-    prepared = time.monotonic() - start
-    trained = train(recipe, workdir, splits, tokenizer, mesh, interrupt)
-    if workdir.report.is_file() and workdir.export.is_dir():
-        say(f"{workdir.root} is finished: see report.html")
-        return json.loads(workdir.report.read_text())
+    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     model = Model(recipe.system, params, tokenizer)
     result = _evaluate(recipe, model, splits)
     write_hf_folder(workdir.export, params, recipe.system, tokenizer, "float32")
-    report = _report(recipe, trained, result, 0.0, device)
+    report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)
     return report
@@ -80,8 +80,7 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
     if workdir.tokenizer.is_dir():
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        texts = (turn.text for i in range(len(splits.train)) for turn in splits.train[i].turns)
-        tokenizer = Tokenizer.train(texts, recipe.tokenizer_size)
+        tokenizer = Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
         tokenizer.save(workdir.tokenizer)
     rows = recipe.system.model.decoder.vocab_size
     if tokenizer.vocab_size > rows:
@@ -89,6 +88,16 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
             f"config.system.model.decoder.vocab_size is {rows}, but the tokenizer has {tokenizer.vocab_size} words"
         )
     return tokenizer
+
+
+def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
+    """All text as the model will see it, system prompt and role names included."""
+    template = TEMPLATES[recipe.system.template]
+    for i in range(len(splits.train)):
+        conversation = splits.train[i]
+        for span in render(conversation.turns, template, [1] * len(conversation.images), 1):
+            if span.image is None:
+                yield span.text
 
 
 def _evaluate(recipe: Recipe, model: Model, splits: Splits) -> EvaluationResult:

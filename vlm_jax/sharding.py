@@ -119,7 +119,9 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     def place(key_path: Any, leaf: Any) -> NamedSharding:
         keys = [str(k.key) for k in key_path if isinstance(k, jax.tree_util.DictKey)]
         axes = globs.last_match("/".join(keys), PARAMETER_AXES, ()) if keys else ()
-        return NamedSharding(mesh, partition(leaf.shape, axes, mesh) if len(axes) == len(leaf.shape) else PartitionSpec())
+        return NamedSharding(
+            mesh, partition(leaf.shape, axes, mesh) if len(axes) == len(leaf.shape) else PartitionSpec()
+        )
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

@@ -1,4 +1,4 @@
-"""A system: which model, how images are laid out for it, and how it is spoken to. A config names one; all rooms read it."""
+"""A system: which model, how images are laid out for it, and how it is spoken to."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ TILE, PATCH = 16, 4
 
 def recipe_fields(**changes):
     """Plain fields of a two-stage recipe. Heads, KV heads and vocabulary do not divide by two or four on purpose."""
-    vision = dict(image_size=TILE, patch_size=PATCH, width=12, depth=3, heads=3, mlp_width=20, drop_path=0.1)
+    vision = dict(image_size=TILE, patch_size=PATCH, width=12, depth=2, heads=3, mlp_width=20, drop_path=0.1)
     decoder = dict(
         vocab_size=331, width=24, depth=2, heads=3, kv_heads=1, head_dim=8, mlp_width=40, rope_theta=1e4, max_tokens=128
     )
@@ -20,7 +20,7 @@ def recipe_fields(**changes):
         system=dict(
             model=dict(vision=vision, connector=dict(), decoder=decoder), layout=dict(tile_size=TILE, max_tiles=2)
         ),
-        teacher=dict(vision={**vision, "width": 24, "depth": 4}, connector=dict()),
+        teacher=dict(vision={**vision, "width": 24, "depth": 2}, connector=dict()),
         data=dict(type="tfds", directory="nowhere"),
         stages=[
             dict(name="distill", objective=dict(type="distill", layers=2), trainable=["vision/**", "distillation/**"],

@@ -7,7 +7,10 @@ import pytest
 
 from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
 
-TREE = {"vision": {"layers": {"0": {"kernel": jnp.ones(2)}, "1": {"kernel": jnp.ones(2)}}}, "decoder": {"bias": jnp.ones(2)}}
+TREE = {
+    "vision": {"layers": {"0": {"kernel": jnp.ones(2)}, "1": {"kernel": jnp.ones(2)}}},
+    "decoder": {"bias": jnp.ones(2)},
+}
 
 
 def test_schedule_is_that_of_the_hf_trainer():
@@ -29,7 +32,11 @@ def test_split_is_ordered_and_takes_back():
 
 def test_multiplier_scales_the_update_even_of_a_zero_gradient():
     config = OptimizerConfig(
-        learning_rate=0.1, schedule="constant", warmup_ratio=0.0, weight_decay=0.5, multipliers=(("vision/layers/0/**", 0.25),)
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_ratio=0.0,
+        weight_decay=0.5,
+        multipliers=(("vision/layers/0/**", 0.25),),
     )
     optimizer = make_optimizer(config, 10)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, TREE), optimizer.init(TREE), TREE)

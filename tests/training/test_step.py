@@ -100,11 +100,13 @@ def test_accumulation_is_one_global_mean(recipe, params, single):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("compute", [Compute(scan_layers=True), Compute(remat="full"), Compute(scan_layers=True, remat="dots")])
+@pytest.mark.parametrize(
+    "compute", [Compute(scan_layers=True), Compute(remat="full"), Compute(scan_layers=True, remat="dots")]
+)
 def test_scan_and_remat_change_nothing(recipe, params, single, compute):
     models = dataclasses.replace(recipe.models, compute=compute)
     stage = recipe.stages[0]  # distillation: captures the last layers as well
-    state, losses = run_steps(Trainer(stage, models, make_mesh(MeshConfig(), jax.devices()[:1]), params), params)
+    _, losses = run_steps(Trainer(stage, models, make_mesh(MeshConfig(), jax.devices()[:1]), params), params)
     np.testing.assert_allclose(losses, single[stage.name][1], atol=1e-5)
 
 

@@ -85,7 +85,9 @@ class Attention(nn.Module):
         return Linear((s.width,), in_axes=2, use_bias=s.out_bias, dtype=dtype, name="out")(y), cache
 
     def _flat_norm(self, y: Float[Array, "B T H Dh"], name: str) -> Float[Array, "B T H Dh"]:
-        flat = Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)(rearrange(y, "b t h d -> b t (h d)"))
+        flat = Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)(
+            rearrange(y, "b t h d -> b t (h d)")
+        )
         return rearrange(flat, "b t (h d) -> b t h d", h=y.shape[2])
 
 

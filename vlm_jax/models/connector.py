@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import flax.linen as nn
-import jax
 from einops import rearrange
 from jaxtyping import Array, Float
 

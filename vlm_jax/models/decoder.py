@@ -123,10 +123,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Normed hidden states to float32 logits."""
-        if self.config.tie_embeddings:
-            logits = hidden @ self.embedding.T.astype(hidden.dtype)
-        else:
-            logits = self.head(hidden)
+        tied = self.config.tie_embeddings
+        logits = hidden @ self.embedding.T.astype(hidden.dtype) if tied else self.head(hidden)
         return logits.astype(jnp.float32)
 
 

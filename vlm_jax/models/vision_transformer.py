@@ -72,9 +72,7 @@ class VisionLayer(nn.Module):
     def __call__(self, x: Float[Array, "M N1 D"], side: Side, cache: None) -> tuple[jax.Array, None, dict[str, Any]]:
         c, dtype = self.config, self.compute.dtype
         norm = partial(Norm, c.norm, c.norm_eps, dtype)
-        shape = AttentionShape(
-            c.width, c.heads, c.heads, c.width // c.heads, c.qkv_bias, True, c.qk_norm, c.norm_eps
-        )
+        shape = AttentionShape(c.width, c.heads, c.heads, c.width // c.heads, c.qkv_bias, True, c.qk_norm, c.norm_eps)
         y, _ = Attention(shape, self.compute, name="attention")(norm(name="attention_norm")(x), side, None)
         x = self._add(x, y, "attention_scale", side, 0)
         y = MLP(c.mlp_width, c.activation, False, True, dtype, name="mlp")(norm(name="mlp_norm")(x))

@@ -16,20 +16,32 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+class Clock:
+    """Seconds of a run since it began, without the pauses between its starts."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def add(self, seconds: float) -> None:
+        """Counts what earlier starts of the run took."""
+        self._start -= seconds
+
+    @property
+    def seconds(self) -> float:
+        """What the run took so far."""
+        return time.monotonic() - self._start
+
+
 class Log:
-    """Collects the metrics of steps and writes their means.
+    """Writes the metrics of steps."""
 
-    Attributes:
-      elapsed: seconds of this run so far, the starts before this one included.
-    """
-
-    def __init__(self, workdir: Workdir, number: int, seconds: float, say_seconds: float) -> None:
+    def __init__(self, workdir: Workdir, number: int, clock: Clock, say_seconds: float) -> None:
         """Opens the files; entries after global step `number` (of a start that was cut off) are dropped.
 
         Args:
           workdir: of the run.
           number: global step that the run continues from.
-          seconds: what earlier starts of it took.
+          clock: of the run.
           say_seconds: how often a line is printed.
         """
         from tensorboardX import SummaryWriter
@@ -39,13 +51,8 @@ class Log:
             write_text(workdir.metrics, "".join(line + "\n" for line in kept))
         self._file = workdir.metrics.open("a")
         self._board = SummaryWriter(str(workdir.events), purge_step=number + 1, flush_secs=30)
-        self._start = time.monotonic() - seconds
+        self._clock = clock
         self._say_seconds, self._said = say_seconds, float("-inf")
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began, without the pauses between its starts."""
-        return time.monotonic() - self._start
 
     def steps(self, number: int, entry: dict[str, Any], total: int, left: float) -> None:
         """Records the mean metrics of the steps up to `entry['step']` of `entry['stage']`.
@@ -56,7 +63,7 @@ class Log:
           total: steps of the stage.
           left: seconds that the stage will still take, as an estimate.
         """
-        entry = {**entry, "number": number, "seconds": round(self.elapsed, 2)}
+        entry = {**entry, "number": number, "seconds": round(self._clock.seconds, 2)}
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         for name, value in entry.items():

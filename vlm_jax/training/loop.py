@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.pipeline import Position, batches
+from vlm_jax.data.pipeline import START, Position, batches
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.models.vlm import init_params
 from vlm_jax.sharding import batch_sharding, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
-from vlm_jax.training.log import Log, say
+from vlm_jax.training.log import Clock, Log, say
 from vlm_jax.training.optimizer import merge, split_trainable
 from vlm_jax.training.recipe import Recipe, Stage
 from vlm_jax.training.step import Trainer, TrainState
@@ -45,7 +45,7 @@ class Progress:
 
     stage: int = 0
     step: int = 0
-    position: Position = Position(0, 0, 0)
+    position: Position = START
     seconds: float = 0.0
     figures: Figures = dataclasses.field(default_factory=dict)
 
@@ -62,11 +62,10 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What training leaves: all parameters the last stage held, figures by stage, and the seconds it took."""
+    """What training leaves: all parameters the last stage held, and figures by stage."""
 
     params: dict[str, Any]
     figures: Figures
-    seconds: float
 
 
 def initial_params(recipe: Recipe) -> dict[str, Any]:
@@ -88,7 +87,13 @@ def live_parts(recipe: Recipe, stage: int) -> set[str]:
 
 
 def train(
-    recipe: Recipe, workdir: Workdir, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, interrupt: Interrupt
+    recipe: Recipe,
+    workdir: Workdir,
+    splits: Splits,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    clock: Clock,
+    interrupt: Interrupt,
 ) -> Trained:
     """Runs the stages that are still to do.
 
@@ -109,16 +114,17 @@ def train(
         params = _restore_params(checkpoints, number, {k: v for k, v in params.items() if k in alive}, mesh)
         stage = recipe.stages[progress.stage]
         say(f"continuing from checkpoint {number}: stage {stage.name}, step {progress.step} of {stage.steps}")
-    log = Log(workdir, number or 0, progress.seconds, recipe.runtime.log_seconds)
+    clock.add(progress.seconds)
+    log = Log(workdir, number or 0, clock, recipe.runtime.log_seconds)
     try:
         for i in range(progress.stage, len(recipe.stages)):
             if i > progress.stage:
-                progress = dataclasses.replace(progress, stage=i, step=0, position=Position(0, 0, 0))
+                progress = dataclasses.replace(progress, stage=i, step=0, position=START)
             params = {part: tree for part, tree in params.items() if part in live_parts(recipe, i)}
-            runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, log, interrupt)
+            runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, log, clock, interrupt)
             params = runner.run(params, progress)
         checkpoints.close()
-        return Trained(params, progress.figures, log.elapsed)
+        return Trained(params, progress.figures)
     finally:
         log.close()
 
@@ -144,10 +150,12 @@ class StageRunner:
         mesh: Mesh,
         checkpoints: Checkpoints,
         log: Log,
+        clock: Clock,
         interrupt: Interrupt,
     ) -> None:
         self.recipe, self.index, self.splits, self.tokenizer = recipe, index, splits, tokenizer
-        self.mesh, self.checkpoints, self.log, self.interrupt = mesh, checkpoints, log, interrupt
+        self.mesh, self.checkpoints, self.log, self.clock = mesh, checkpoints, log, clock
+        self.interrupt = interrupt
         self.stage: Stage = recipe.stages[index]
         self.before = sum(stage.steps for stage in recipe.stages[:index])
 
@@ -159,12 +167,16 @@ class StageRunner:
         state = trainer.init(params)
         if progress.step > 0:
             optimizer = self.checkpoints.restore_optimizer(self.before + progress.step, trainer.abstract.optimizer)
-            state = state._replace(step=jax.device_put(np.int32(progress.step), state.step.sharding), optimizer=optimizer)
+            state = state._replace(
+                step=jax.device_put(np.int32(progress.step), state.step.sharding), optimizer=optimizer
+            )
         _, untouched = split_trainable(params, self.stage.trainable)
         del params
         if progress.step == 0:
             trained, fixed = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.trainable, state.frozen))
-            say(f"stage {self.stage.name}: {self.stage.steps} steps, {trained:,} parameters train, {fixed:,} are frozen")
+            say(
+                f"stage {self.stage.name}: {self.stage.steps} steps, {trained:,} parameters train, {fixed:,} are frozen"
+            )
         with jax.set_mesh(self.mesh), self.interrupt.held():
             state = self._steps(trainer, state, untouched, progress)
         return merge(untouched, state.trainable)
@@ -181,7 +193,7 @@ class StageRunner:
             ended = progress.step == self.stage.steps
             due = time.monotonic() - saved > self.recipe.runtime.checkpoint_seconds
             if ended or due or self.interrupt.requested:
-                progress.seconds = self.log.elapsed
+                progress.seconds = self.clock.seconds
                 params = merge(untouched, state.trainable)
                 number = self.before + progress.step
                 self.checkpoints.save(number, params, state.optimizer, progress.to_meta(), permanent=ended)

@@ -20,6 +20,7 @@ from vlm_jax.models.vlm import VLM, VLMConfig, head_kernel
 from vlm_jax.training.loss import cross_entropy, next_token_targets
 
 Params = Mapping[str, Any]
+Sums = dict[str, jax.Array]
 
 
 @config_class
@@ -66,7 +67,9 @@ class GenerateObjective:
         del models, key
         return {}
 
-    def __call__(self, models: Models, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    def __call__(
+        self, models: Models, params: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Returns the weighted sum of losses, and sums to report (`weight` divides the loss)."""
         config = models.student
         if self.model == "teacher":
@@ -107,7 +110,9 @@ class DistillObjective:
                        for i in range(self.layers)}  # fmt: skip
         return {"distillation": projections}
 
-    def __call__(self, models: Models, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    def __call__(
+        self, models: Models, params: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Returns the sum of losses over real tiles, and sums to report."""
         assert models.teacher is not None
         tiles = rearrange(batch.patches, "b k n p -> (b k) n p")

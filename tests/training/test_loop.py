@@ -1,0 +1,160 @@
+"""The loop on an in-memory source: cut off and continued runs end with the same bits."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.helpers import recipe_fields
+from vlm_jax.checkpoints import complete, read_params
+from vlm_jax.config import build
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.training import loop
+from vlm_jax.training.data import Splits
+from vlm_jax.training.interrupt import Interrupt
+from vlm_jax.training.log import Clock
+from vlm_jax.training.recipe import Recipe
+from vlm_jax.training.workdir import Workdir
+
+
+class Memory(list):
+    name = "memory"
+
+
+@pytest.fixture(scope="module")
+def splits():
+    rng = np.random.default_rng(0)
+
+    def record(i):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (10 + i % 5, 16, 3), dtype=np.uint8)).save(file, "PNG")
+        turns = (Turn("user", "<image>\nWhat?"), Turn("assistant", "ab" * (i % 4)))
+        return Conversation(turns, (file.getvalue(),), f"r{i}", "a")
+
+    records = Memory(record(i) for i in range(40))
+    return Splits(records, records, records)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    system = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+    return Tokenizer.train([system, "user\nWhat?", "assistant\nabab"] * 5, 500 - 13)
+
+
+@pytest.fixture(scope="module")
+def small():
+    fields = recipe_fields(runtime=dict(checkpoint_seconds=0.0, keep_checkpoints=3))
+    fields["system"]["model"]["decoder"]["vocab_size"] = 500
+    for stage in fields["stages"]:
+        stage["data"] = dict(rows=8, tokens=64, tiles=4)
+    return build(Recipe, fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """Every start of a run compiles the same steps again: let them share the results."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def start(recipe, folder, splits, tokenizer, interrupt=None, devices=1, mesh=None):
+    workdir = Workdir(folder)
+    workdir.open(recipe)
+    mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
+    return loop.train(recipe, workdir, splits, tokenizer, mesh, Clock(), interrupt or Interrupt())
+
+
+@pytest.fixture(scope="module")
+def unbroken(small, splits, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return start(small, folder, splits, tokenizer), folder
+
+
+def assert_bit_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_parts_that_are_no_longer_needed_are_dropped(unbroken):
+    trained, folder = unbroken
+    assert set(trained.params) == {"vision", "connector", "decoder"}
+    numbers = complete(folder / "checkpoints")
+    assert {5, 11} <= set(numbers)  # the ends of the stages
+    assert set(read_params(folder / "checkpoints", 5)[0]) >= {"teacher", "distillation"}
+
+
+@pytest.mark.parametrize("cut", [2, 5, 8])
+def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch, cut, capsys):
+    interrupt = Interrupt()
+    add = loop.Meter.add
+
+    def request(self, step, metrics):
+        add(self, step, metrics)
+        interrupt.requested |= self._before + step == cut
+
+    monkeypatch.setattr(loop.Meter, "add", request)
+    with pytest.raises(KeyboardInterrupt):
+        start(small, tmp_path, splits, tokenizer, interrupt)
+    assert max(complete(tmp_path / "checkpoints")) == cut
+    monkeypatch.setattr(loop.Meter, "add", add)
+    trained = start(small, tmp_path, splits, tokenizer)
+    assert f"continuing from checkpoint {cut}" in capsys.readouterr().out
+    assert_bit_equal(trained.params, unbroken[0].params)
+    steps = [json.loads(line)["number"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 11
+
+
+def test_killed_while_saving_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch):
+    """The newest checkpoint has no manifest yet, and its step's metrics are written."""
+    finish = loop.Checkpoints.finish
+
+    def die(self):
+        if self._pending is not None and self._pending.name == "00000007":
+            self._saver.wait_until_finished()  # a real kill ends its threads; here they would write on
+            self._optimizer_saver.wait_until_finished()
+            raise SystemExit("killed")
+        finish(self)
+
+    monkeypatch.setattr(loop.Checkpoints, "finish", die)
+    with pytest.raises(SystemExit):
+        start(small, tmp_path, splits, tokenizer)
+    monkeypatch.setattr(loop.Checkpoints, "finish", finish)
+    assert (tmp_path / "checkpoints" / "00000007").is_dir()
+    assert max(complete(tmp_path / "checkpoints")) == 6
+    assert_bit_equal(start(small, tmp_path, splits, tokenizer).params, unbroken[0].params)
+
+
+def test_another_mesh_may_continue(small, splits, tokenizer, unbroken, tmp_path):
+    interrupt = Interrupt()
+    interrupt.requested = True
+    with pytest.raises(KeyboardInterrupt):
+        start(small, tmp_path, splits, tokenizer, interrupt)
+    trained = start(small, tmp_path, splits, tokenizer, devices=8, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
+        jax.device_get(trained.params),
+        jax.device_get(unbroken[0].params),
+    )
+
+
+def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
+    Workdir(tmp_path).open(small)
+    fields = recipe_fields(seed=1, runtime=dict(workers=2))
+    fields["stages"][1]["optimizer"]["learning_rate"] = 0.5
+    with pytest.raises(UserError) as error:
+        Workdir(tmp_path).open(build(Recipe, fields))
+    message = str(error.value)
+    assert "config.seed was 0, is 1" in message
+    assert "config.stages[1].optimizer.learning_rate was 0.01, is 0.5" in message
+    assert "runtime" not in message
+    Workdir(tmp_path).open(build(Recipe, recipe_fields(runtime=dict(workers=2))))
