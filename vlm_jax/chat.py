@@ -105,7 +105,7 @@ def _parse(argv: list[str]) -> Any:
         "--top_p", type=float, default=1.0, metavar="X", help="with a temperature: share of the probability drawn from"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="with a temperature: equal seeds, equal answers"
+        "--seed", type=int, default=0, metavar="N", help="with a temperature: equal seeds give equal answers"
     )
     parser.add_argument(
         "--max_tiles", type=int, metavar="N", help="most tiles an image is cut into (default: as in training)"
