@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         student, teacher = {**student, **small, "depth": 2}, {**teacher, **small, "depth": 3}
         decoder = {**decoder, **small, "depth": 2, "head_dim": 8}
 
-    data = dict(rows=8, tokens=448, tiles=10)
+    data = dict(rows=8, tokens=384, tiles=8)
     optimizer = dict(learning_rate=2e-3, warmup_ratio=0.05, b2=0.98, weight_decay=0.05, final_ratio=0.05)
 
     def stage(name, steps, objective, trainable, **changes):

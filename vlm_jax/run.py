@@ -69,7 +69,7 @@ def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) 
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     model = Model(recipe.system, params, tokenizer)
     result = _evaluate(recipe, model, splits)
-    write_hf_folder(workdir.export, params, recipe.system, tokenizer, "float32")
+    write_hf_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from tests.training.helpers import recipe_fields
 from vlm_jax.checkpoints import complete, read_params
-from vlm_jax.config import build
+from vlm_jax.config import build, to_plain
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -135,11 +136,12 @@ def test_killed_while_saving_is_bit_equal(small, splits, tokenizer, unbroken, tm
 
 
 def test_another_mesh_may_continue(small, splits, tokenizer, unbroken, tmp_path):
-    interrupt = Interrupt()
-    interrupt.requested = True
-    with pytest.raises(KeyboardInterrupt):
-        start(small, tmp_path, splits, tokenizer, interrupt)
-    trained = start(small, tmp_path, splits, tokenizer, devices=8, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    """The last stage again, from the checkpoint at the end of the first, on other devices."""
+    numbers = [n for n in complete(unbroken[1] / "checkpoints") if n > 5]
+    shutil.copytree(unbroken[1], tmp_path, dirs_exist_ok=True)
+    for number in numbers:
+        shutil.rmtree(tmp_path / "checkpoints" / f"{number:08d}")
+    trained = start(small, tmp_path, splits, tokenizer, devices=2, mesh=MeshConfig(fsdp=2))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
         jax.device_get(trained.params),
@@ -149,7 +151,9 @@ def test_another_mesh_may_continue(small, splits, tokenizer, unbroken, tmp_path)
 
 def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
     Workdir(tmp_path).open(small)
-    fields = recipe_fields(seed=1, runtime=dict(workers=2))
+    other_runtime = {**to_plain(small), "runtime": dict(workers=2)}
+    Workdir(tmp_path).open(build(Recipe, other_runtime))
+    fields = {**other_runtime, "seed": 1}
     fields["stages"][1]["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(UserError) as error:
         Workdir(tmp_path).open(build(Recipe, fields))
@@ -157,4 +161,3 @@ def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
     assert "config.seed was 0, is 1" in message
     assert "config.stages[1].optimizer.learning_rate was 0.01, is 0.5" in message
     assert "runtime" not in message
-    Workdir(tmp_path).open(build(Recipe, recipe_fields(runtime=dict(workers=2))))

@@ -73,13 +73,17 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
 
 
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """One to three questions with the transcription, or two to five without.
+    """One to three questions with the transcription, or two to five without; half as many where answers are boxes.
+
+    A box takes 20 tokens: so every conversation stays within 384, and rows can be short.
 
     The question that the picture was drawn for is always among them. The transcription comes last three times in four:
     an answer before it has to be found in the picture, one after it could be copied from the text.
     """
     transcribed = rng.random() < TRANSCRIBED
     count = int(rng.integers(1, 4)) if transcribed else int(rng.integers(2, 6))
+    if "<box>" in scene.transcription.answer:
+        count = (count + 1) // 2
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
     chosen = [chosen[k] for k in rng.permutation(len(chosen))]
