@@ -4,6 +4,7 @@ Nothing in them is typed by hand: models are traced without being run, a picture
 asked. `tests/test_docs.py` fails when the document and the code no longer agree.
 """
 
+import functools
 import importlib.util
 import re
 import sys
@@ -21,7 +22,8 @@ from vlm_jax.batch import BatchShape, empty_batch
 from vlm_jax.config import build
 from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, patchify
 from vlm_jax.models.connector import pixel_shuffle
-from vlm_jax.models.vision_transformer import VisionTransformer, normalise
+from vlm_jax.models.layers import Compute
+from vlm_jax.models.vision_transformer import normalise
 from vlm_jax.models.vlm import VLM, VLMConfig, init_params
 from vlm_jax.sharding import PARAMETER_AXES, partition
 from vlm_jax.training.recipe import Recipe
@@ -51,8 +53,7 @@ def example_shapes(
     tiles = cut_tiles(Image.new("RGB", size), layout)
     patches = patchify(tiles, model.vision.patch_size)
     shape = BatchShape(rows, tokens, slots, model.vision.patches, model.patch_values)
-    params = jax.eval_shape(partial(init_params, model), jax.random.key(0))
-    steps = jax.eval_shape(partial(_forward, model), params, jax.eval_shape(lambda: _device_batch(shape)))
+    steps = jax.eval_shape(partial(_forward, model), _parameters(model), jax.eval_shape(lambda: _device_batch(shape)))
     return [
         f"{size[0]} × {size[1]} pixels",
         f"{columns} × {grid_rows}",
@@ -86,16 +87,21 @@ def _device_batch(shape: BatchShape):
 
 
 def _forward(model: VLMConfig, params, batch):
-    network = VLM(model)
+    network = VLM(model, Compute(scan_layers=True))  # traces one layer in place of all
     apply = partial(network.apply, {"params": params})
-    patches = normalise(rearrange(batch.patches, "b k n p -> (b k) n p"))
-    encoder = VisionTransformer(model.vision, network.compute)
-    features, _ = encoder.apply({"params": params["vision"]}, rearrange(batch.patches, "b k n p -> (b k) n p"))
+    tiles = rearrange(batch.patches, "b k n p -> (b k) n p")
+    features, _ = apply(tiles, method=lambda vlm, x: vlm.vision(x))
+    visual = apply(batch.patches, method=VLM.encode)
+    embedded = apply(batch.tokens, batch.splice, visual, method=VLM.embed)
+    hidden = apply(embedded, batch.positions, batch.segments, method=lambda vlm, *inputs: vlm.decoder(*inputs))
+    logits = apply(hidden, method=lambda vlm, x: vlm.decoder.logits(x))
     folded = pixel_shuffle(features[:, 1:], model.connector.factor)
-    visual = apply(batch.patches, method="encode")
-    embedded = apply(batch.tokens, batch.splice, visual, method="embed")
-    hidden = apply(batch, method="hidden")
-    return batch.tokens, batch.patches, patches, features, folded, visual, embedded, hidden, apply(batch)
+    return batch.tokens, batch.patches, normalise(tiles), features, folded, visual, embedded, hidden, logits
+
+
+@functools.cache
+def _parameters(model: VLMConfig):
+    return jax.eval_shape(partial(init_params, model), jax.random.key(0))
 
 
 def _show(array) -> str:
@@ -120,7 +126,7 @@ def size_table() -> str:
     models = (recipe.system.model, recipe.models.teacher_vlm, large)
     counts = []
     for model in models:
-        tree = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+        tree = _parameters(model)
         counts.append({part: sum(leaf.size for leaf in jax.tree.leaves(tree[part])) for part in sorted(tree)})
     lines = ["| part | pocket | its teacher | Mini-InternVL-1B |", "|---|---|---|---|"]
     lines += [
@@ -148,8 +154,7 @@ SHOWN = (
 def sharding_table() -> str:
     """How some parameters of the 1B are split over two fsdp and four tensor devices."""
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 4})
-    tree = jax.eval_shape(partial(init_params, mini_internvl_1b()), jax.random.key(0))
-    leaves = globs.flatten(tree)
+    leaves = globs.flatten(_parameters(mini_internvl_1b()))
     lines = ["| parameter | shape | logical axes | mesh axes |", "|---|---|---|---|"]
     for path in SHOWN:
         shape, axes = leaves[path].shape, globs.last_match(path, PARAMETER_AXES, ())
