@@ -12,7 +12,7 @@ def test_equals_plain_cross_entropy_with_its_gradients(chunk):
     hidden = jax.random.normal(keys[0], (3, 12, 8))
     kernel = jax.random.normal(keys[1], (8, 50))
     targets = jax.random.randint(keys[2], (3, 12), 0, 50)
-    weights = jax.random.uniform(keys[3], (3, 12)) * (jnp.arange(12) % 3 > 0)
+    weights = jax.random.uniform(keys[3], (3, 12)) * (jnp.arange(12) % 6 > 3)  # most chunks are skipped
 
     def plain(hidden, kernel):
         log_p = jax.nn.log_softmax(hidden @ kernel)

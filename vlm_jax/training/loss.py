@@ -29,19 +29,27 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of -log softmax(hidden @ kernel)[targets] over all positions, in float32.
 
-    The logits of `chunk` positions a row exist at a time, in the forward and again in the backward pass.
+    Positions with weight are moved to the front of their row, and the logits of `chunk` positions a row exist at a
+    time, in the forward and again in the backward pass. Chunks without any weight (most of a conversation is prompt and
+    visual tokens) are not computed.
 
     Returns:
       The weighted sum, and the weighted sum of positions whose best word is the target. Divide both by the sum of
       weights over the *global* batch.
     """
-    chunk = max(c for c in range(1, min(chunk, hidden.shape[1]) + 1) if hidden.shape[1] % c == 0)
+    length = hidden.shape[1]
+    chunk = max(c for c in range(1, min(chunk, max(1, length // 8)) + 1) if length % c == 0)
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+    targets, weights = (jnp.take_along_axis(x, order, axis=1) for x in (targets, weights))
     return _cross_entropy(chunk, hidden, kernel, targets, weights)
 
 
 def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """[B, T, ...] to [T / chunk, B, chunk, ...]: rows stay whole, so a split batch stays split."""
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays)
+    return tuple(
+        jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays
+    )
 
 
 def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -55,13 +63,20 @@ def _cross_entropy(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: 
 
 
 def _forward(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -> Any:
-    def body(sums: Any, item: Any) -> Any:
-        h, t, w = item
+    def compute(h: Any, t: Any, w: Any) -> Any:
         logits = _logits(h, kernel)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
         right = jnp.sum(w * (picked >= jnp.max(logits, axis=-1)))
-        return (sums[0] + jnp.sum(w * (log_z - picked)), sums[1] + right), log_z
+        return (jnp.sum(w * (log_z - picked)), right), log_z
+
+    def skip(h: Any, t: Any, w: Any) -> Any:
+        del h, t
+        return (zero, zero), jnp.zeros(w.shape, jnp.float32)
+
+    def body(sums: Any, item: Any) -> Any:
+        part, log_z = jax.lax.cond(jnp.any(item[2] != 0), compute, skip, *item)
+        return (sums[0] + part[0], sums[1] + part[1]), log_z
 
     zero = jnp.zeros((), jnp.float32)
     sums, log_z = jax.lax.scan(body, (zero, zero), _chunks(chunk, hidden, targets, weights))
@@ -72,14 +87,20 @@ def _backward(chunk: int, saved: Any, cotangents: Any) -> Any:
     hidden, kernel, targets, weights, log_z = saved
     scale = cotangents[0]
 
-    def body(d_kernel: jax.Array, item: Any) -> Any:
-        h, t, w, z = item
+    def compute(d_kernel: jax.Array, h: Any, t: Any, w: Any, z: Any) -> Any:
         d_logits = jnp.exp(_logits(h, kernel) - z[..., None])
         d_logits = d_logits - jax.nn.one_hot(t, kernel.shape[1], dtype=jnp.float32)
         d_logits = (d_logits * (w * scale)[..., None]).astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel.astype(h.dtype))
         step = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return d_kernel + step, d_hidden
+
+    def skip(d_kernel: jax.Array, h: Any, t: Any, w: Any, z: Any) -> Any:
+        del t, w, z
+        return d_kernel, jnp.zeros_like(h)
+
+    def body(d_kernel: jax.Array, item: Any) -> Any:
+        return jax.lax.cond(jnp.any(item[2] != 0), compute, skip, d_kernel, *item)
 
     items = (*_chunks(chunk, hidden, targets, weights), log_z)
     d_kernel, d_hidden = jax.lax.scan(body, jnp.zeros(kernel.shape, jnp.float32), items)

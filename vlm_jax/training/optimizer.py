@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from vlm_jax import globs
 from vlm_jax.config import config_class
@@ -16,9 +17,11 @@ from vlm_jax.config import config_class
 
 @config_class
 class OptimizerConfig:
-    """AdamW. The defaults are those of InternVL's trainer (HF Trainer with its scripts' warm-up and decay).
+    """AdamW or Muon. The defaults are those of InternVL's trainer (HF Trainer with its scripts' warm-up and decay).
 
     Attributes:
+      type: "muon" orthogonalises the momentum of every kernel inside the layers and the connector (Jordan et al. 2024),
+        scaled to the size of AdamW's updates (Liu et al. 2025) so that rates carry over; all else gets AdamW.
       learning_rate: at the end of warm-up.
       schedule: cosine to `final_ratio` times the rate, linear to it, or constant.
       warmup_ratio: share of the stage's steps in which the rate rises linearly from 0.
@@ -27,6 +30,7 @@ class OptimizerConfig:
       multipliers: (glob, factor) pairs; the last match scales the final update of a parameter.
     """
 
+    type: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 4e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_ratio: float = 0.0
@@ -59,13 +63,36 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         spared = {path: any(globs.matches(path, g) for g in config.no_decay) for path in globs.flatten(params)}
         return globs.unflatten({path: not spare for path, spare in spared.items()})
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(learning_rate(config, steps)),
-        _scale_by_path(config.multipliers),
+    rate = learning_rate(config, steps)
+    if config.type == "muon":
+        update = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decayed,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_muon_dimensions,
+            consistent_rms=0.2,
+        )
+    else:
+        update = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+        )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, update, _scale_by_path(config.multipliers))
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """How each kernel is a matrix (which axes it sums over, which it makes); None leaves a parameter to AdamW."""
+    rules = (
+        ("**", None),
+        ("**/layers/**/kernel", MuonDimensionNumbers((0,), (-1,))),
+        ("**/connector/*/kernel", MuonDimensionNumbers((0,), (-1,))),
+        ("**/attention/*/kernel", MuonDimensionNumbers((0,), (1, 2))),
+        ("**/attention/out/kernel", MuonDimensionNumbers((0, 1), (2,))),
     )
+    return globs.unflatten({path: globs.last_match(path, rules, None) for path in globs.flatten(params)})
 
 
 def _scale_by_path(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
