@@ -12,11 +12,11 @@ the pocket model's pre-trained language model.
 from vlm_jax.errors import UserError
 from vlm_jax.training.recipe import recipe_config
 
-# Data preset and the steps of teacher, distil, align and tune.
+# Data preset and the steps of every stage, in order.
 SIZES = {
-    "": ("default", 1300, 250, 80, 1000),
-    "quick": ("quick", 60, 10, 10, 30),
-    "tiny": ("tiny", 4, 2, 2, 4),
+    "": ("default", 150, 350, 950, 250, 80, 900),
+    "quick": ("quick", 10, 10, 50, 10, 10, 30),
+    "tiny": ("tiny", 2, 2, 4, 2, 2, 4),
 }
 
 
@@ -28,22 +28,38 @@ def get_config(arg: str = ""):
     student = dict(**vision, width=64, depth=4, mlp_width=256)
     teacher = dict(**vision, width=96, depth=4, mlp_width=384)
     decoder = dict(
-        vocab_size=1056, width=96, depth=3, heads=4, kv_heads=2, head_dim=24, mlp_width=256, rope_theta=1e4, max_tokens=2048
+        vocab_size=1056,
+        width=96,
+        depth=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=24,
+        mlp_width=256,
+        rope_theta=1e4,
+        max_tokens=2048,
     )
     if arg == "tiny":
         small = dict(width=24, mlp_width=48)
         student, teacher = {**student, **small, "depth": 2}, {**teacher, **small, "depth": 3}
         decoder = {**decoder, **small, "depth": 2, "head_dim": 8}
 
-    # Reading digits is learned slowly and everything else builds on it, so the teacher sees them more often.
-    seen = dict(digits=2.0, count=1.0, document=0.6, chart=0.6, point=0.6, photo=0.4)
-    later = dict(digits=1.5, count=1.0, document=1.0, chart=1.0, point=1.0, photo=0.5)
-    optimizer = dict(type="muon", learning_rate=4e-3, warmup_ratio=0.04, b2=0.98, weight_decay=0.02, final_ratio=0.05)
+    # What a digit looks like, then where to look for it, then everything: each step is learned in a fraction of the
+    # time that it takes without the one before.
+    look = {"digits-1": 1.0, "photo": 0.7}
+    find = {"digits-1": 0.2, "digits-2": 1.0, "photo": 0.2, "point": 0.2}
+    read = dict(digits=2.0, count=0.6, document=0.5, chart=0.5, point=0.5, photo=0.3)
+    everything = dict(digits=1.2, count=1.0, document=1.0, chart=1.0, point=1.0, photo=0.5)
+    optimizer = dict(type="muon", learning_rate=5e-3, warmup_ratio=0.05, b2=0.98, weight_decay=0.02, final_ratio=0.1)
 
-    def stage(name, steps, objective, trainable, weights, **changes):
-        data = dict(rows=8, tokens=384, tiles=8, weights=weights)
+    def stage(name, steps, objective, trainable, weights, rows=8, **changes):
+        data = dict(rows=rows, tokens=384, tiles=8, weights=weights)
         return dict(name=name, steps=steps, objective=objective, trainable=trainable, data=data,
                     optimizer={**optimizer, **changes})  # fmt: skip
+
+    def teach(name, steps, weights, **changes):
+        return stage(
+            name, steps, dict(type="generate", model="teacher"), ["teacher/**", "decoder/**"], weights, **changes
+        )
 
     return recipe_config(
         name="pocket" + (f":{arg}" if arg else ""),
@@ -55,10 +71,12 @@ def get_config(arg: str = ""):
         tokenizer_size=1024,
         data=dict(type="pocket", preset=preset),
         stages=[
-            stage("teacher", steps[0], dict(type="generate", model="teacher"), ["teacher/**", "decoder/**"], seen),
-            stage("distill", steps[1], dict(type="distill", layers=2), ["vision/**", "distillation/**"], later),
-            stage("align", steps[2], dict(type="generate"), ["connector/**"], later),
-            stage("tune", steps[3], dict(type="generate"), ["**"], later, learning_rate=2e-3),
+            teach("look", steps[0], look, rows=4, schedule="constant"),
+            teach("find", steps[1], find, rows=4, schedule="constant", warmup_ratio=0.0),
+            teach("teacher", steps[2], read),
+            stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"], everything),
+            stage("align", steps[4], dict(type="generate"), ["connector/**"], everything),
+            stage("tune", steps[5], dict(type="generate"), ["**"], everything, learning_rate=3e-3),
         ],
         evaluation=dict(limit=4 if arg == "tiny" else 0),
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vlm_jax.checkpoints
 from vlm_jax.checkpoints import Checkpoints, complete, read_params
 from vlm_jax.errors import UserError
 
@@ -78,4 +79,9 @@ def test_full_disk_is_one_line_and_loses_nothing(saved, monkeypatch):
     monkeypatch.setattr(json, "dump", no_space)
     with pytest.raises(UserError, match=r"no space left on the disk \(checkpoint 20 is complete\)"):
         saved.save(30, PARAMS, MOMENTS, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(vlm_jax.checkpoints, "_digest", no_space)  # in the background, after the save began
+    saved.save(30, PARAMS, MOMENTS, {})
+    with pytest.raises(UserError, match=r"no space left on the disk \(checkpoint 20 is complete\)"):
+        saved.finish()
     assert complete(saved.folder) == [10, 20]

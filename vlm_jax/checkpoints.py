@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -44,7 +45,8 @@ class Checkpoints:
                 shutil.rmtree(entry)
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._optimizer_saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
-        self._pending: Path | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
 
     def save(
         self, number: int, params: Mapping[str, Any], optimizer: Any, meta: dict[str, Any], *, permanent: bool = False
@@ -66,36 +68,40 @@ class Checkpoints:
         try:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
-            self._pending = path
             _write_json(path / META, {**meta, "permanent": permanent})
             self._saver.save(path.absolute() / "params", args=ocp.args.PyTreeSave(dict(params)))
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
             self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
         except Exception as error:  # noqa: BLE001  (sorted out, and raised again, in _failed)
-            self._failed(error)
+            self._failed(path, error)
+        # Its manifest is written as soon as the files are, not when the next save comes: a kill in between loses less.
+        self._pending = self._background.submit(self._complete, path)
 
     def finish(self) -> None:
-        """Waits for the save under way, and makes it exist by writing its manifest.
+        """Waits for the save under way.
 
         Raises:
           UserError: the disk is full.
         """
-        if self._pending is None:
-            return
-        path = self._pending
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _complete(self, path: Path) -> None:
+        """Makes the checkpoint at `path` exist, when all of it is on the disk, by writing its manifest."""
         try:
             self._saver.wait_until_finished()
             self._optimizer_saver.wait_until_finished()
             digests = {str(file.relative_to(path)): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
             _write_json(path / MANIFEST, digests)
-        except Exception as error:  # noqa: BLE001  (sorted out, and raised again, in _failed)
-            self._failed(error)
-        self._pending = None
+        except Exception as error:  # noqa: BLE001
+            self._failed(path, error)
         self._remove_old()
 
     def close(self) -> None:
         """Finishes the save under way and stops the background threads."""
         self.finish()
+        self._background.shutdown()
         self._saver.close()
         self._optimizer_saver.close()
 
@@ -134,11 +140,9 @@ class Checkpoints:
                 (path / MANIFEST).unlink()  # from here on it does not exist, even if the removal is cut off
                 shutil.rmtree(path)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, path: Path, error: Exception) -> NoReturn:
         """Clears the half-written checkpoint away; a full disk becomes one line, anything else goes on up."""
-        path, self._pending = self._pending, None
-        if path is not None:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
         if _is_full_disk(error):
             newest = self.latest()
             kept = "nothing was saved before" if newest is None else f"checkpoint {newest} is complete"

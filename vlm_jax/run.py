@@ -9,6 +9,7 @@ import json
 import platform
 import resource
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,10 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
         tokenizer = Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
-        tokenizer.save(workdir.tokenizer)
+        aside = workdir.root / ".tokenizer"
+        shutil.rmtree(aside, ignore_errors=True)
+        tokenizer.save(aside, TEMPLATES[recipe.system.template])
+        aside.rename(workdir.tokenizer)  # whole, or not there
     rows = recipe.system.model.decoder.vocab_size
     if tokenizer.vocab_size > rows:
         raise UserError(

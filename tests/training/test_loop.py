@@ -117,19 +117,19 @@ def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbrok
 
 def test_killed_while_saving_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch):
     """The newest checkpoint has no manifest yet, and its step's metrics are written."""
-    finish = loop.Checkpoints.finish
+    finish_one = loop.Checkpoints._complete
 
-    def die(self):
-        if self._pending is not None and self._pending.name == "00000007":
+    def die(self, path):
+        if path.name == "00000007":
             self._saver.wait_until_finished()  # a real kill ends its threads; here they would write on
             self._optimizer_saver.wait_until_finished()
             raise SystemExit("killed")
-        finish(self)
+        finish_one(self, path)
 
-    monkeypatch.setattr(loop.Checkpoints, "finish", die)
+    monkeypatch.setattr(loop.Checkpoints, "_complete", die)
     with pytest.raises(SystemExit):
         start(small, tmp_path, splits, tokenizer)
-    monkeypatch.setattr(loop.Checkpoints, "finish", finish)
+    monkeypatch.setattr(loop.Checkpoints, "_complete", finish_one)
     assert (tmp_path / "checkpoints" / "00000007").is_dir()
     assert max(complete(tmp_path / "checkpoints")) == 6
     assert_bit_equal(start(small, tmp_path, splits, tokenizer).params, unbroken[0].params)

@@ -81,7 +81,10 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width))
+        # Visual tokens come out of a fresh connector at about this scale, and text has to be heard beside them; as a
+        # head the same table would make wild logits.
+        scale = 0.02 if c.tie_embeddings else 0.5
+        self.embedding = self.param("embedding", nn.initializers.normal(scale), (c.vocab_size, c.width))
         self.layer = DecoderLayer(c, self.compute, parent=None)
         self.layers = self.param("layers", self._init_layers)
         self.norm = Norm("rms_norm", c.norm_eps, self.compute.dtype)

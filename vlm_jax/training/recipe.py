@@ -94,7 +94,7 @@ class Recipe:
       seed: of initial values, data order, drop path and everything else that is drawn.
       system: the model that comes out, its image layout and chat template.
       teacher: a larger encoder for distillation, or None.
-      tokenizer_size: words of the byte-level BPE that is trained on the training text (added tokens not counted).
+      tokenizer_size: most words of the byte-level BPE that is trained on the training text (its special tokens counted).
       data: where conversations come from.
       stages: run in order.
       evaluation: what is measured at the end.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -13,16 +16,23 @@ KINDS = ("cell",)
 COUNT_KINDS = ("count", "sum")
 
 LAYOUTS = {
-    (3, 3, (1, 1)): 0.62,
+    (3, 3, (1, 1)): 0.72,
     (2, 2, (1, 1)): 0.06,
-    (2, 4, (2, 1)): 0.10,
-    (4, 2, (1, 2)): 0.08,
-    (4, 4, (2, 2)): 0.06,
+    (2, 4, (2, 1)): 0.06,
+    (4, 2, (1, 2)): 0.05,
+    (4, 4, (2, 2)): 0.04,
     (2, 3, (3, 2)): 0.03,
     (3, 2, (2, 3)): 0.02,
-    (2, 5, (3, 1)): 0.03,
+    (2, 5, (3, 1)): 0.02,
 }
 """(rows, columns of digits, tile grid) → share of the `digits` pictures."""
+
+CURRICULUM_LAYOUTS = {
+    "digits-1": {(1, 1, (1, 1)): 0.5, (1, 2, (1, 1)): 0.25, (2, 1, (1, 1)): 0.25},
+    "digits-2": {(2, 2, (1, 1)): 0.6, (2, 3, (1, 1)): 0.2, (3, 2, (1, 1)): 0.2},
+}
+"""What comes before them in training: first what a digit looks like, then where to look. From 3×3 grids alone a small
+model learns neither for a long time: in 600 steps of 12 conversations it stays at chance, after these it does not."""
 
 COUNT_LAYOUTS = {
     (3, 3, (1, 1)): 0.30,
@@ -38,9 +48,11 @@ MOST = 4
 """Counts asked for in validation and test run from 0 to this, equally often where the grid is large enough."""
 
 
-def draw_digits(rng: np.random.Generator, material: Material, ask: str = "cell") -> Scene:
+def draw_digits(
+    rng: np.random.Generator, material: Material, ask: str = "cell", layouts: Mapping[Any, float] = LAYOUTS
+) -> Scene:
     """A grid of digits; `cell` asks for the one at a row and column."""
-    rows, columns, tiles = pick(rng, LAYOUTS)
+    rows, columns, tiles = pick(rng, layouts)
     picks = rng.integers(len(material.labels), size=(rows, columns))
     labels = material.labels[picks]
     questions = _cell_questions(rng, labels) + _line_questions(rng, labels)
@@ -83,7 +95,7 @@ def ink_mask(rng: np.random.Generator, digit: np.ndarray, side: int) -> Image.Im
 def draw_grid(rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int]) -> Image.Image:
     """Draws the digits with numbers `picks` [rows, columns] of `material` onto one sheet."""
     size = canvas_size(rng, tiles)
-    paper, ink = paper_and_ink(rng, dark=0.35)
+    paper, ink = paper_and_ink(rng, dark=0.15)
     sheet = blank(rng, size, paper)
     rows, columns = picks.shape
     left, top = rng.uniform(0, 0.05, 2) * size

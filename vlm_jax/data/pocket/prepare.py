@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from vlm_jax.data.pocket.scene import TASKS
+from vlm_jax.data.pocket.scene import CURRICULUM, TASKS
 from vlm_jax.errors import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -37,7 +37,7 @@ class Preset:
 def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
     return Preset(
         {
-            "train": dict(zip(TASKS, train, strict=True)),
+            "train": dict(zip((*TASKS, *CURRICULUM), train, strict=True)),
             "validation": dict.fromkeys(TASKS, validation),
             "test": dict.fromkeys(TASKS, test),
         }
@@ -45,11 +45,11 @@ def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
 
 
 PRESETS = {
-    "default": _preset((4000, 2000, 3000, 2000, 2500, 1500), 50, 200),
-    "quick": _preset((600, 200, 300, 120, 200, 120), 8, 24),
-    "tiny": _preset((24, 12, 16, 8, 12, 8), 4, 8),
+    "default": _preset((4000, 2000, 2500, 2000, 2500, 1500, 1200, 2500), 50, 200),
+    "quick": _preset((500, 200, 200, 120, 200, 120, 150, 200), 8, 24),
+    "tiny": _preset((24, 12, 16, 8, 12, 8, 8, 8), 4, 8),
 }
-"""Sizes by name; train is given by task in the order of `TASKS`."""
+"""Sizes by name; train is given by task in the order of `TASKS`, then `CURRICULUM`."""
 
 
 def prepare_pocket(

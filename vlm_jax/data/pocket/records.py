@@ -11,10 +11,10 @@ import numpy as np
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
 from vlm_jax.data.pocket.material import Material
-from vlm_jax.data.pocket.scene import SPLITS, TASKS, Question, Scene
+from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, Question, Scene
 
-TRANSCRIBED = 0.65
-"""Share of the training conversations that hold the transcription of the whole picture."""
+TRANSCRIBED_ALONE, TRANSCRIBED_LAST = 0.5, 0.15
+"""Shares of the training conversations that are the transcription of the whole picture, or end with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     Args:
       seed: of the whole data set.
       split: `train` gives several turns; `validation` and `test` one question, whose answer is the gold answer.
-      task: one of `TASKS`.
+      task: one of `TASKS`, or of `CURRICULUM` in `train`.
       number: from 0. Kinds of questions take turns.
       material: of this split.
     """
-    rng = np.random.default_rng([seed, 1 + SPLITS.index(split), TASKS.index(task), number])
+    rng = np.random.default_rng([seed, 1 + SPLITS.index(split), (*TASKS, *CURRICULUM).index(task), number])
     scene, kind = draw_scene(rng, material, task, number)
     questions = _training_questions(rng, scene) if split == "train" else list(scene.questions[:1])
     turns = []
@@ -51,6 +51,8 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 
 def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
+    if task in CURRICULUM:
+        return digits.draw_digits(rng, material, layouts=digits.CURRICULUM_LAYOUTS[task]), digits.KINDS[0]
     kinds = {
         "digits": digits.KINDS,
         "count": digits.COUNT_KINDS,
@@ -73,20 +75,21 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
 
 
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """One to three questions with the transcription, or two to five without; half as many where answers are boxes.
+    """The transcription alone, questions alone, or both.
 
-    A box takes 20 tokens: so every conversation stays within 384, and rows can be short.
-
-    The question that the picture was drawn for is always among them. The transcription comes last three times in four:
-    an answer before it has to be found in the picture, one after it could be copied from the text.
+    Alone, right behind the picture, the transcription is what a small model learns to read from: each word of it has a
+    place of its own at a fixed distance from the picture. Of both, the transcription comes last: an answer before it
+    has to be found in the picture, one after it could be copied from the text. The question that the picture was drawn
+    for is always among the questions. Where answers are boxes (20 tokens each) there are half as many, so that every
+    conversation stays within 384 tokens and rows can be short.
     """
-    transcribed = rng.random() < TRANSCRIBED
-    count = int(rng.integers(1, 4)) if transcribed else int(rng.integers(2, 6))
+    kind = rng.random()
+    if kind < TRANSCRIBED_ALONE:
+        return [scene.transcription]
+    count = int(rng.integers(2, 5))
     if "<box>" in scene.transcription.answer:
         count = (count + 1) // 2
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
     chosen = [chosen[k] for k in rng.permutation(len(chosen))]
-    if not transcribed:
-        return chosen
-    return [*chosen, scene.transcription] if rng.random() < 0.75 else [scene.transcription, *chosen]
+    return [*chosen, scene.transcription] if kind < TRANSCRIBED_ALONE + TRANSCRIBED_LAST else chosen

@@ -11,6 +11,9 @@ from PIL import Image
 TASKS = ("digits", "count", "document", "chart", "point", "photo")
 """Names of the tasks, as every report shows them."""
 
+CURRICULUM = ("digits-1", "digits-2")
+"""Easier grids of digits, in the training split alone: one or two digits, then two by two and two by three."""
+
 SPLITS = ("train", "validation", "test")
 
 _SHARES = {"train": 14, "validation": 2, "test": 4}

@@ -1,0 +1,183 @@
+"""The launcher as a user meets it: whole runs of the tiny recipe in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vlm_jax import main
+from vlm_jax.checkpoints import complete, read_params
+from vlm_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = f"--config={ROOT}/configs/pocket.py:tiny"
+OFTEN = "--config.runtime.checkpoint_seconds=0.0"
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Starts the launcher; all starts share what was compiled before, as they would on a user's machine with a cache."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "vlm_jax.main", *map(str, arguments)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(launch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    began = time.monotonic()
+    process = launch(CONFIG, f"--workdir={folder}")
+    first = process.stdout.readline()
+    until_first = time.monotonic() - began
+    output = first + process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return folder, output, until_first
+
+
+def last_params(folder):
+    return read_params(folder / "checkpoints")[0]
+
+
+def assert_same_end(folder, finished):
+    jax.tree.map(np.testing.assert_array_equal, last_params(folder), last_params(finished[0]))
+
+
+def processes_of(group):
+    """Command lines of the processes that still belong to a process group."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_writes_what_it_promises(finished):
+    folder, output, until_first = finished
+    assert until_first < 10
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["tasks"]) == {"digits", "count", "document", "chart", "point", "photo"}
+    for task in report["tasks"].values():
+        assert task["n"] == 4
+        assert set(task["baselines"]) == {"majority", "blank"}
+    assert list(report["stages"]) == ["teacher", "distill", "align", "tune"]
+    assert 5 < report["wall_seconds"] < 300
+    for name in ("config.json", "metrics.jsonl", "report.html", "events", "export/model.safetensors", "tokenizer"):
+        assert (folder / name).exists(), name
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["number"] == 12
+    assert "vlm_jax.chat" in output
+
+
+def test_finished_run_says_so_and_changes_nothing(finished, launch):
+    folder, _, _ = finished
+    before = (folder / "report.json").stat().st_mtime_ns
+    process = launch(CONFIG, f"--workdir={folder}")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "is finished" in output
+    assert (folder / "report.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("after", ["data", "checkpoint"])
+def test_killed_and_run_again_ends_with_the_same_bits(finished, launch, tmp_path, after):
+    process = launch(CONFIG, f"--workdir={tmp_path}", OFTEN)
+    deadline = time.monotonic() + 120
+    if after == "data":
+        while not list(tmp_path.glob("data/.pocket*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    else:
+        while len(complete(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "report.json").exists()
+    again = launch(CONFIG, f"--workdir={tmp_path}", OFTEN)
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    if after == "checkpoint":
+        assert "continuing from checkpoint" in output
+    assert_same_end(tmp_path, finished)
+
+
+def test_sigterm_saves_and_says_how_to_continue(finished, launch, tmp_path):
+    process = launch(CONFIG, f"--workdir={tmp_path}", "--config.runtime.log_seconds=0.0", "--config.runtime.workers=1")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.lstrip().startswith("teacher"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, lines + [rest]
+    assert "run the same command again: python -m vlm_jax.main --config=" in rest
+    assert complete(tmp_path / "checkpoints")
+    assert processes_of(process.pid) == []
+    again = launch(CONFIG, f"--workdir={tmp_path}")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert_same_end(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nowhere.py"], r"nowhere\.py"),
+        ([CONFIG.replace(":tiny", ":huge")], r"huge.*quick"),
+        ([CONFIG, "--config.seeed=1"], r"--config\.seeed"),
+        ([CONFIG, "--config.stages[0].stepz=1"], r"stepz"),
+        ([CONFIG, "--config.stages[9].steps=1"], r"stages\[9\]"),
+        ([CONFIG, "--config.stages[0].steps=many"], r"steps.*many"),
+        ([CONFIG, "--config.stages[0].optimizer.learning_rate=fast"], r"learning_rate.*fast"),
+        ([CONFIG, "--confg=1"], r"confg"),
+        ([CONFIG, "extra"], r"extra"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        main.main([*arguments, f"--workdir={tmp_path / 'w'}"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_no_flags_and_help():
+    with pytest.raises(UserError, match=r"--config=FILE and --workdir=DIR"):
+        main.main([])
+
+
+def test_exit_code_and_line_of_a_mistake(launch, tmp_path):
+    process = launch(CONFIG, f"--workdir={tmp_path}", "--config.stages[1].data.tokens=40")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("error: ")
+    assert "tokens" in output.splitlines()[-1]
+
+
+def test_import_is_cheap():
+    code = "import time, sys; t = time.time(); import vlm_jax; print(time.time() - t, 'jax' in sys.modules)"
+    seconds, has_jax = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert float(seconds) < 2
+    assert has_jax == "False"
