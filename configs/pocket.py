@@ -54,7 +54,7 @@ def get_config(arg: str = ""):
     def stage(name, steps, objective, trainable, weights, rows=8, **changes):
         data = dict(rows=rows, tokens=384, tiles=8, weights=weights)
         return dict(name=name, steps=steps, objective=objective, trainable=trainable, data=data,
-                    optimizer={**optimizer, **changes})  # fmt: skip
+                    loss_reduction="square", optimizer={**optimizer, **changes})  # fmt: skip
 
     def teach(name, steps, weights, **changes):
         return stage(

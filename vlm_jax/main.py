@@ -11,9 +11,14 @@ export/ (a folder that the transformers library loads).
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_jax import cli
 from vlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +37,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parse(arguments: list[str]):
+def parse(arguments: list[str]) -> tuple[ml_collections.ConfigDict, str]:
     """The config (with its overrides) and the workdir.
 
     Raises:
@@ -42,34 +47,36 @@ def parse(arguments: list[str]):
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values, sys_argv=["main", *arguments])
     flags.DEFINE_string("workdir", None, "output folder", flag_values=values)
-    file = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
-    if file is None or not any(a.startswith("--workdir=") for a in arguments):
+    given = {a.split("=", 1)[0]: a.split("=", 1)[-1] for a in arguments}
+    if not given.get("--config") or not given.get("--workdir"):
         raise UserError("both --config=FILE and --workdir=DIR are needed (see --help)")
+    file = given["--config"].split(":", 1)[0]
+    if not Path(file).is_file():
+        raise UserError(f"--config={file}: there is no such file (--help lists recipes)")
     try:
         rest = values(["main", *arguments])[1:]
         if rest:
             raise UserError(f"unexpected argument '{rest[0]}' (flags look like --name=value)")
         return values.config, values.workdir
     except flags.Error as error:
-        raise UserError(_readable(str(error))) from None
+        raise UserError(" ".join(str(error).split())) from None
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{' '.join(a for a in arguments if a.startswith('--config.'))}: {_readable(str(error))}"
-        ) from None
+        overrides = " ".join(a for a in arguments if a.startswith("--config."))
+        raise UserError(f"{overrides}: no such field: {_unquoted(error)}") from None
     except (OSError, ImportError, SyntaxError) as error:
-        raise UserError(f"--config={file}: {error}") from None
+        raise UserError(f"--config={given['--config']}: {_unquoted(error)}") from None
 
 
-def _readable(text: str) -> str:
-    return " ".join(text.split()).replace('"', "'").replace("\\'", "'").strip("'")
+def _unquoted(error: BaseException) -> str:
+    """An exception's message without the line breaks and nested quotes that ml_collections puts into it."""
+    return str(error).replace("\\n", ". ").replace("\n", ". ").translate(str.maketrans("", "", "\\'\""))
 
 
 def _configs() -> str:
     """The recipes beside the working directory, with the first line of what each says of itself."""
     import ast
-    from pathlib import Path
 
     lines = []
     for path in sorted(Path("configs").glob("**/*.py")):

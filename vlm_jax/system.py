@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vlm_jax.config import config_class
-from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.prepare import LossReduction, Preparer
 from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.data.tokenizer import Tokenizer
@@ -37,7 +37,13 @@ class System:
         if self.template not in TEMPLATES:
             raise UserError(f"config.system.template: no template '{self.template}'; there are {', '.join(TEMPLATES)}")
 
-    def preparer(self, tokenizer: Tokenizer, max_tokens: int, max_tiles: int | None = None) -> Preparer:
+    def preparer(
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        max_tiles: int | None = None,
+        loss_reduction: LossReduction = "token",
+    ) -> Preparer:
         """What turns a conversation into arrays for this system; `max_tiles` overrides the layout's (per benchmark)."""
         layout = self.layout if max_tiles is None else dataclasses.replace(self.layout, max_tiles=max_tiles)
         return Preparer(
@@ -47,4 +53,5 @@ class System:
             patch_size=self.model.vision.patch_size,
             tokens_per_tile=self.model.tokens_per_tile,
             max_tokens=max_tokens,
+            loss_reduction=loss_reduction,
         )

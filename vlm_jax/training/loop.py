@@ -207,7 +207,7 @@ class StageRunner:
 
     def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
         stage, recipe = self.stage, self.recipe
-        preparer = recipe.system.preparer(self.tokenizer, stage.data.tokens)
+        preparer = recipe.system.preparer(self.tokenizer, stage.data.tokens, loss_reduction=stage.loss_reduction)
         return batches(
             self.splits.train,
             preparer,

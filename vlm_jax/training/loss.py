@@ -47,9 +47,7 @@ def cross_entropy(
 
 def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """[B, T, ...] to [T / chunk, B, chunk, ...]: rows stay whole, so a split batch stays split."""
-    return tuple(
-        jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays
-    )
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays)
 
 
 def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import pydantic
 
 from vlm_jax.config import complete, config_class
 from vlm_jax.data.mixture import MixtureConfig
+from vlm_jax.data.prepare import LossReduction
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig
@@ -31,6 +32,8 @@ class Stage:
       steps: optimizer steps.
       accumulation: micro-batches that one step is made of (the batch's rows are split among them).
       data: which records, how often, and the static shape of a batch.
+      loss_reduction: what a supervised token of a conversation with x of them weighs: 1 (`token`), 1/x (`sample`) or
+        1/sqrt(x) (`square`, as in InternVL's domain adaptation, so that long answers do not drown short ones).
     """
 
     name: str
@@ -38,6 +41,7 @@ class Stage:
     trainable: tuple[str, ...]
     steps: int
     data: MixtureConfig
+    loss_reduction: LossReduction = "token"
     accumulation: int = 1
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -94,7 +98,7 @@ class Recipe:
       seed: of initial values, data order, drop path and everything else that is drawn.
       system: the model that comes out, its image layout and chat template.
       teacher: a larger encoder for distillation, or None.
-      tokenizer_size: most words of the byte-level BPE that is trained on the training text (its special tokens counted).
+      tokenizer_size: words, special tokens included, of the byte-level BPE that is trained on the training text.
       data: where conversations come from.
       stages: run in order.
       evaluation: what is measured at the end.
