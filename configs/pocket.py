@@ -14,9 +14,9 @@ from vlm_jax.training.recipe import recipe_config
 
 # Data preset and the steps of every stage, in order.
 SIZES = {
-    "": ("default", 150, 350, 950, 250, 80, 900),
-    "quick": ("quick", 10, 10, 50, 10, 10, 30),
-    "tiny": ("tiny", 2, 2, 4, 2, 2, 4),
+    "": ("default", 300, 400, 150, 50, 700),
+    "quick": ("quick", 20, 20, 10, 5, 30),
+    "tiny": ("tiny", 2, 2, 2, 2, 4),
 }
 
 
@@ -43,23 +43,26 @@ def get_config(arg: str = ""):
         student, teacher = {**student, **small, "depth": 2}, {**teacher, **small, "depth": 3}
         decoder = {**decoder, **small, "depth": 2, "head_dim": 8}
 
-    # What a digit looks like, then where to look for it, then everything: each step is learned in a fraction of the
-    # time that it takes without the one before.
-    look = {"digits-1": 1.0, "photo": 0.7}
-    find = {"digits-1": 0.2, "digits-2": 1.0, "photo": 0.2, "point": 0.2}
-    read = dict(digits=2.0, count=0.6, document=0.5, chart=0.5, point=0.5, photo=0.3)
-    everything = dict(digits=1.2, count=1.0, document=1.0, chart=1.0, point=1.0, photo=0.5)
+    # Reading one kind of grid comes first: there the model finds out where to look, which is hard to learn among
+    # everything else and easy to carry over.
+    everything = dict(digits=1.2, count=0.8, document=0.8, chart=0.8, point=0.8, photo=0.3)
     optimizer = dict(type="muon", learning_rate=5e-3, warmup_ratio=0.05, b2=0.98, weight_decay=0.02, final_ratio=0.1)
 
-    def stage(name, steps, objective, trainable, weights, rows=8, **changes):
-        data = dict(rows=rows, tokens=384, tiles=8, weights=weights)
-        return dict(name=name, steps=steps, objective=objective, trainable=trainable, data=data,
-                    loss_reduction="square", optimizer={**optimizer, **changes})  # fmt: skip
-
-    def teach(name, steps, weights, **changes):
-        return stage(
-            name, steps, dict(type="generate", model="teacher"), ["teacher/**", "decoder/**"], weights, **changes
+    def stage(name, steps, objective, trainable, weights=everything, rows=12, tiles=7, **changes):
+        return dict(
+            name=name,
+            steps=steps,
+            objective=objective,
+            trainable=trainable,
+            data=dict(rows=rows, tokens=256, tiles=tiles, weights=weights),
+            loss_reduction="square",
+            accumulation=2,
+            optimizer={**optimizer, **changes},
         )
+
+    def teach(name, steps, **changes):
+        objective = dict(type="generate", model="teacher")
+        return stage(name, steps, objective, ["teacher/**", "decoder/**"], **changes)
 
     return recipe_config(
         name="pocket" + (f":{arg}" if arg else ""),
@@ -71,12 +74,11 @@ def get_config(arg: str = ""):
         tokenizer_size=1024,
         data=dict(type="pocket", preset=preset),
         stages=[
-            teach("look", steps[0], look, rows=4, schedule="constant"),
-            teach("find", steps[1], find, rows=4, schedule="constant", warmup_ratio=0.0),
-            teach("teacher", steps[2], read),
-            stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"], everything),
-            stage("align", steps[4], dict(type="generate"), ["connector/**"], everything),
-            stage("tune", steps[5], dict(type="generate"), ["**"], everything, learning_rate=3e-3),
+            teach("read", steps[0], weights=dict(reading=1.0), rows=8, tiles=4, schedule="constant"),
+            teach("teacher", steps[1]),
+            stage("distill", steps[2], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
+            stage("align", steps[3], dict(type="generate"), ["connector/**"]),
+            stage("tune", steps[4], dict(type="generate"), ["**"], learning_rate=4e-3),
         ],
         evaluation=dict(limit=4 if arg == "tiny" else 0),
     )

@@ -23,7 +23,7 @@ OFTEN = "--config.runtime.checkpoint_seconds=0.0"
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """Starts the launcher; all starts share what was compiled before, as they would on a user's machine with a cache."""
+    """Starts the launcher; what one compiles, the others find in a cache."""
     compiled = str(tmp_path_factory.mktemp("compiled"))
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_COMPILATION_CACHE_DIR": compiled,
@@ -82,12 +82,12 @@ def test_writes_what_it_promises(finished):
     for task in report["tasks"].values():
         assert task["n"] == 4
         assert set(task["baselines"]) == {"majority", "blank"}
-    assert list(report["stages"]) == ["teacher", "distill", "align", "tune"]
+    assert list(report["stages"]) == ["read", "teacher", "distill", "align", "tune"]
     assert 5 < report["wall_seconds"] < 300
     for name in ("config.json", "metrics.jsonl", "report.html", "events", "export/model.safetensors", "tokenizer"):
         assert (folder / name).exists(), name
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1]["number"] == 12
+    assert steps[-1]["number"] == sum(stage["steps"] for stage in report["stages"].values())
     assert "vlm_jax.chat" in output
 
 
@@ -127,11 +127,11 @@ def test_sigterm_saves_and_says_how_to_continue(finished, launch, tmp_path):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.lstrip().startswith("teacher"):
+        if line.lstrip().startswith("read"):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, lines + [rest]
+    assert process.returncode == 130, [*lines, rest]
     assert "run the same command again: python -m vlm_jax.main --config=" in rest
     assert complete(tmp_path / "checkpoints")
     assert processes_of(process.pid) == []

@@ -28,7 +28,7 @@ gives), and the same model shown grey pictures of the same size.
 EPILOG = """\
 example:
   python -m vlm_jax.evaluate --model=runs/pocket --benchmark=pocket \\
-      --data=runs/pocket/data --out=scores.json --limit=50
+      --data=runs/pocket/data/pocket/default_0/1.0.0 --out=scores.json --limit=50
 
 FILE.json holds the settings, the score of every task, and one row per question
 with the prediction. The exit code is 0 only if all questions were asked.
@@ -55,7 +55,7 @@ def _parser() -> cli.ArgumentParser:
     known = "".join(f"  {name:<10} {inspect.getdoc(read).splitlines()[0]}\n" for name, read in BENCHMARKS.items())
     parser = cli.ArgumentParser(prog="python -m vlm_jax.evaluate", description=DESCRIPTION, epilog=EPILOG + known)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="training workdir, HF folder or original InternVL folder")
+    add("--model", required=True, metavar="DIR", help="training workdir, or HF folder of a converted model")
     add("--benchmark", required=True, metavar="NAME", help="which benchmark (see the list below)")
     add("--data", required=True, metavar="PATH", help="prepared TFDS directory that holds the questions")
     add("--out", required=True, metavar="FILE.json", help="where to write the scores and the predictions")

@@ -130,12 +130,18 @@ def _report(
         "wall_seconds": wall_seconds,
         "stages": trained.figures,
         "tasks": result.report(),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": _peak_memory(recipe),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": device,
         "config_digest": hashlib.sha256(config.encode()).hexdigest(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _peak_memory(recipe: Recipe) -> int:
+    """Bytes: this process at its largest, and its workers, each as large as the largest process it started."""
+    own, child = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + child * max(1, recipe.runtime.workers)
 
 
 def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult, report: dict[str, Any]) -> None:

@@ -44,7 +44,9 @@ def splits():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    system = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+    system = (
+        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+    )
     return Tokenizer.train([system, "user\nWhat?", "assistant\nabab"] * 5, 500 - 13)
 
 

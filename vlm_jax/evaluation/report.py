@@ -24,9 +24,9 @@ REPORT_KEYS = (
 """The keys of `report.json`, all required.
 
 `wall_seconds`: the whole run, in seconds. `stages`: name -> figures (`steps`, `seconds`, `first_loss`, `last_loss`,
-`rows_per_second`, `tokens_per_second` and others, all numbers), in order. `tasks`: see `EvaluationResult.report`.
-`peak_memory_bytes`: of the process. `versions`: package -> version. `device`: in words. `config_digest`: of the whole
-config. `date`: ISO 8601."""
+`conversations_per_second` and others, all numbers), in order. `tasks`: see `EvaluationResult.report`.
+`peak_memory_bytes`: of the process and its workers, at most. `versions`: package -> version. `device`:
+in words. `config_digest`: of the whole config. `date`: ISO 8601."""
 
 METRIC_LABELS = {
     "exact_match": "exact match",
@@ -40,8 +40,9 @@ STAGE_LABELS = {
     "seconds": "time",
     "first_loss": "first loss",
     "last_loss": "last loss",
-    "rows_per_second": "rows / s",
+    "conversations_per_second": "conversations / s",
     "tokens_per_second": "tokens / s",
+    "tiles_per_second": "tiles / s",
 }
 
 

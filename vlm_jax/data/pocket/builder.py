@@ -27,6 +27,13 @@ def pocket_config(preset: str, seed: int) -> PocketConfig:
     return PocketConfig(name=f"{preset}_{seed}", description=description, preset=PRESETS[preset], seed=seed)
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Asks no server for statistics that somebody else computed (and leaves no empty folder behind for the answer)."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing."""
+
+
 class _StableWriter(tfds.core.ExampleWriter):
     """Writes every example with its features in one order; protocol buffers else choose one in each process."""
 
@@ -54,9 +61,9 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
     workers: int = 0
     advance: Callable[[int], None] = staticmethod(lambda drawn: None)
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _info(self) -> _LocalInfo:
         """Features and description."""
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description="Conversations about handwritten digit grids, receipts, forms, bar charts, things to point at "
             "and photograph crops. Sources and their terms are listed in vlm_jax.data.pocket.material.",

@@ -10,12 +10,12 @@ from PIL import Image
 
 from vlm_jax.data.pocket.canvas import TILE, canvas_size, choose, paper_and_ink, pick, pixels_per_model_pixel
 from vlm_jax.data.pocket.material import Material
-from vlm_jax.data.pocket.scene import Box, Question, Scene, split_of
+from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
 KINDS = ("value", "highest", "value", "lowest", "value", "compare")
 """Half of the questions are after a value, half compare bars."""
 
-LAYOUTS = {(1, 1): 0.48, (2, 1): 0.24, (2, 2): 0.18, (3, 2): 0.06, (3, 1): 0.04}
+LAYOUTS = {(1, 1): 0.58, (2, 1): 0.22, (2, 2): 0.12, (3, 2): 0.04, (3, 1): 0.04}
 """Tile grid → share of the charts."""
 
 BARS = {(1, 1): (2, 3), (2, 1): (2, 4), (2, 2): (2, 4), (3, 2): (3, 4), (3, 1): (3, 4)}
@@ -41,11 +41,10 @@ class Chart:
 def draw_chart(rng: np.random.Generator, material: Material, ask: str) -> Scene:
     """A bar chart: the `value` of a bar, the `highest`, the `lowest`, or whether one is higher than another."""
     chart, image, _ = make_chart(rng, material)
-    prompt = choose(rng, ("Read everything.", "List the bars with their values."))
     return Scene(
         image=image,
         questions=_questions(rng, chart, ask),
-        transcription=Question("transcription", prompt, transcribe(chart)),
+        transcription=Question("transcription", READ, transcribe(chart)),
         provenance={"content": chart.content},
     )
 

@@ -38,7 +38,10 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     """
     rng = np.random.default_rng([seed, 1 + SPLITS.index(split), (*TASKS, *CURRICULUM).index(task), number])
     scene, kind = draw_scene(rng, material, task, number)
-    questions = _training_questions(rng, scene) if split == "train" else list(scene.questions[:1])
+    if task in CURRICULUM:
+        questions = [scene.transcription]
+    else:
+        questions = _training_questions(rng, scene) if split == "train" else list(scene.questions[:1])
     turns = []
     for position, question in enumerate(questions):
         turns += [Turn("user", (IMAGE + "\n" if position == 0 else "") + question.text)]
@@ -52,7 +55,7 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
     if task in CURRICULUM:
-        return digits.draw_digits(rng, material, layouts=digits.CURRICULUM_LAYOUTS[task]), digits.KINDS[0]
+        return digits.draw_digits(rng, material, layouts=digits.READING_LAYOUTS), digits.KINDS[0]
     kinds = {
         "digits": digits.KINDS,
         "count": digits.COUNT_KINDS,
@@ -80,16 +83,15 @@ def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question
     Alone, right behind the picture, the transcription is what a small model learns to read from: each word of it has a
     place of its own at a fixed distance from the picture. Of both, the transcription comes last: an answer before it
     has to be found in the picture, one after it could be copied from the text. The question that the picture was drawn
-    for is always among the questions. Where answers are boxes (20 tokens each) there are half as many, so that every
-    conversation stays within 384 tokens and rows can be short.
+    for is always among the questions. Where answers are boxes (20 tokens each) there are at most two, and never the
+    transcription beside them, so that every conversation stays within 256 tokens and rows can be short.
     """
     kind = rng.random()
     if kind < TRANSCRIBED_ALONE:
         return [scene.transcription]
-    count = int(rng.integers(2, 5))
-    if "<box>" in scene.transcription.answer:
-        count = (count + 1) // 2
+    boxes = "<box>" in scene.transcription.answer
+    count = int(rng.integers(1, 3)) if boxes else int(rng.integers(2, 5))
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
     chosen = [chosen[k] for k in rng.permutation(len(chosen))]
-    return [*chosen, scene.transcription] if kind < TRANSCRIBED_ALONE + TRANSCRIBED_LAST else chosen
+    return [*chosen, scene.transcription] if kind < TRANSCRIBED_ALONE + TRANSCRIBED_LAST and not boxes else chosen
