@@ -45,7 +45,7 @@ def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
 
 
 PRESETS = {
-    "default": _preset((5000, 2500, 3000, 2500, 3000, 1500, 4000), 50, 200),
+    "default": _preset((5000, 2500, 3000, 2000, 2500, 1200, 4000), 50, 200),
     "quick": _preset((400, 200, 200, 120, 200, 120, 300), 8, 24),
     "tiny": _preset((24, 12, 16, 8, 12, 8, 12), 4, 8),
 }

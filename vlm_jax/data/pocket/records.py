@@ -77,19 +77,23 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
     return draw(rng, material, ask), ask
 
 
+MOST_BOXES = 3
+"""A list of more things than this, with their boxes, is not asked for."""
+
+
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
     """The transcription alone, questions alone, or both.
 
     Alone, right behind the picture, the transcription is what a small model learns to read from: each word of it has a
     place of its own at a fixed distance from the picture. Of both, the transcription comes last: an answer before it
     has to be found in the picture, one after it could be copied from the text. The question that the picture was drawn
-    for is always among the questions. Where answers are boxes (20 tokens each) there are at most two, and never the
-    transcription beside them, so that every conversation stays within 256 tokens and rows can be short.
+    for is always among the questions. Boxes are long (20 tokens each): there are at most two questions after them, and
+    never a list beside, so that every conversation stays within 256 tokens and rows can be short.
     """
     kind = rng.random()
-    if kind < TRANSCRIBED_ALONE:
+    boxes = scene.transcription.answer.count("<box>")
+    if kind < TRANSCRIBED_ALONE and boxes <= MOST_BOXES:
         return [scene.transcription]
-    boxes = "<box>" in scene.transcription.answer
     count = int(rng.integers(1, 3)) if boxes else int(rng.integers(2, 5))
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
