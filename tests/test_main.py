@@ -82,7 +82,7 @@ def test_writes_what_it_promises(finished):
     for task in report["tasks"].values():
         assert task["n"] == 4
         assert set(task["baselines"]) == {"majority", "blank"}
-    assert list(report["stages"]) == ["read", "teacher", "distill", "align", "tune"]
+    assert list(report["stages"]) == ["read", "find", "teacher", "distill", "align", "tune"]
     assert 5 < report["wall_seconds"] < 300
     for name in ("config.json", "metrics.jsonl", "report.html", "events", "export/model.safetensors", "tokenizer"):
         assert (folder / name).exists(), name

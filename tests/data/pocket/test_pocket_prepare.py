@@ -1,3 +1,4 @@
+import collections
 import filecmp
 import json
 import os
@@ -31,7 +32,7 @@ def test_splits_hold_what_the_preset_says(prepared):
     for split, counts in PRESETS["tiny"].records.items():
         source = TFDSSource(prepared[0], split)
         tasks = [source[k].task for k in range(len(source))]
-        assert {task: tasks.count(task) for task in TASKS} == counts
+        assert dict(collections.Counter(tasks)) == counts
 
 
 def test_a_stored_conversation_reads_back_as_drawn(prepared):
@@ -109,7 +110,9 @@ def test_a_folder_without_its_description_is_built_anew(tmp_path):
     half = tmp_path / "pocket" / "tiny_0" / "1.0.0"
     half.mkdir(parents=True)
     (half / "pocket-train.array_record-00000-of-00001").write_bytes(b"half")
-    assert len(TFDSSource(prepare_pocket(tmp_path, "tiny", 0), "train")) == 80
+    assert len(TFDSSource(prepare_pocket(tmp_path, "tiny", 0), "train")) == sum(
+        PRESETS["tiny"].records["train"].values()
+    )
 
 
 def test_a_dead_worker_is_an_error(monkeypatch):

@@ -70,16 +70,24 @@ def test_held_out_records_ask_one_question_balanced_over_kinds(records, split):
 
 def test_training_conversations_are_dense(records):
     own = [record for (split, _), part in records.items() if split == "train" for record in part]
-    prompts = r"Read all|Read everything|Read the text|List|Detect|Describe|What does the image"
+    prompts = r"Read everything|List|Detect|Describe|What does the image"
     transcribed = [any(re.search(prompts, turn.text) for turn in record.conversation.turns) for record in own]
-    assert 0.58 < np.mean(transcribed) < 0.72
+    assert 0.52 < np.mean(transcribed) < 0.70
     turns = collections.Counter(len(answers(record)) for record in own)
     assert set(turns) <= {1, 2, 3, 4, 5}
-    assert sum(turns[n] for n in (2, 3, 4, 5)) / turns.total() > 0.8
+    assert sum(turns[n] for n in (2, 3, 4, 5)) / turns.total() > 0.4
     for record in own:
         texts = [turn.text for turn in record.conversation.turns]
         assert texts[0].startswith("<image>\n")
         assert "".join(texts).count("<image>") == 1
+
+
+def test_reading_is_the_transcription_of_nine_digits(material):
+    for number in range(10):
+        record = make_record(0, "train", "reading", number, material["train"])
+        user, assistant = record.conversation.turns
+        assert user.text == "<image>\nRead everything."
+        assert re.fullmatch(r"\d{3}\n\d{3}\n\d{3}", assistant.text)
 
 
 def test_ids_are_unique(records):

@@ -13,8 +13,12 @@ from vlm_jax.data.pocket import charts, digits, documents, photos, points
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, Question, Scene
 
-TRANSCRIBED_ALONE, TRANSCRIBED_LAST = 0.5, 0.15
-"""Shares of the training conversations that are the transcription of the whole picture, or end with it."""
+TRANSCRIBED, ASKED_ONCE, ASKED_AND_TRANSCRIBED = 0.4, 0.35, 0.1
+"""Shares of the training conversations that are the transcription of the whole picture, one question, or several with the
+transcription at the end; the others are several questions."""
+
+MOST_BOXES = 3
+"""A list of more things than this, with their boxes, is not asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +42,12 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     """
     rng = np.random.default_rng([seed, 1 + SPLITS.index(split), (*TASKS, *CURRICULUM).index(task), number])
     scene, kind = draw_scene(rng, material, task, number)
-    if task in CURRICULUM:
-        questions = [scene.transcription]
+    if split != "train":
+        questions = list(scene.questions[:1])
+    elif task in CURRICULUM:
+        questions = [scene.transcription] if task == "reading" else [_any_kind(rng, scene)]
     else:
-        questions = _training_questions(rng, scene) if split == "train" else list(scene.questions[:1])
+        questions = _training_questions(rng, scene)
     turns = []
     for position, question in enumerate(questions):
         turns += [Turn("user", (IMAGE + "\n" if position == 0 else "") + question.text)]
@@ -55,7 +61,7 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
     if task in CURRICULUM:
-        return digits.draw_digits(rng, material, layouts=digits.READING_LAYOUTS), digits.KINDS[0]
+        return digits.draw_digits(rng, material, layouts=digits.ONE_LAYOUT), digits.KINDS[0]
     kinds = {
         "digits": digits.KINDS,
         "count": digits.COUNT_KINDS,
@@ -77,25 +83,31 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
     return draw(rng, material, ask), ask
 
 
-MOST_BOXES = 3
-"""A list of more things than this, with their boxes, is not asked for."""
-
-
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """The transcription alone, questions alone, or both.
+    """The transcription alone, one question, several, or several and the transcription.
 
-    Alone, right behind the picture, the transcription is what a small model learns to read from: each word of it has a
-    place of its own at a fixed distance from the picture. Of both, the transcription comes last: an answer before it
-    has to be found in the picture, one after it could be copied from the text. The question that the picture was drawn
-    for is always among the questions. Boxes are long (20 tokens each): there are at most two questions after them, and
-    never a list beside, so that every conversation stays within 256 tokens and rows can be short.
+    Right behind the picture everything that is asked for is at a fixed distance from the answer, and that is how a small
+    model learns to look. Behind other questions the distances vary, so those conversations are the fewer. There the
+    transcription comes last: an answer before it has to be found in the picture, one after it could be copied from the
+    text. Boxes are long (20 tokens each): there are at most two questions after them, and never a list beside, so that
+    every conversation stays within 256 tokens and rows can be short.
     """
     kind = rng.random()
     boxes = scene.transcription.answer.count("<box>")
-    if kind < TRANSCRIBED_ALONE and boxes <= MOST_BOXES:
+    if kind < TRANSCRIBED and boxes <= MOST_BOXES:
         return [scene.transcription]
-    count = int(rng.integers(1, 3)) if boxes else int(rng.integers(2, 5))
+    if kind < TRANSCRIBED + ASKED_ONCE:
+        return [_any_kind(rng, scene)]
+    count = 2 if boxes else int(rng.integers(2, 5))
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
     chosen = [chosen[k] for k in rng.permutation(len(chosen))]
-    return [*chosen, scene.transcription] if kind < TRANSCRIBED_ALONE + TRANSCRIBED_LAST and not boxes else chosen
+    last = kind < TRANSCRIBED + ASKED_ONCE + ASKED_AND_TRANSCRIBED and not boxes
+    return [*chosen, scene.transcription] if last else chosen
+
+
+def _any_kind(rng: np.random.Generator, scene: Scene) -> Question:
+    """One question, every kind that the picture allows being equally likely."""
+    kinds = sorted({question.kind for question in scene.questions})
+    kind = kinds[int(rng.integers(len(kinds)))]
+    return next(question for question in scene.questions if question.kind == kind)
