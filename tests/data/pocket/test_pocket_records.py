@@ -72,10 +72,10 @@ def test_training_conversations_are_dense(records):
     own = [record for (split, _), part in records.items() if split == "train" for record in part]
     prompts = r"Read everything|List|Detect|Describe|What does the image"
     transcribed = [any(re.search(prompts, turn.text) for turn in record.conversation.turns) for record in own]
-    assert 0.52 < np.mean(transcribed) < 0.70
+    assert 0.40 < np.mean(transcribed) < 0.60
     turns = collections.Counter(len(answers(record)) for record in own)
     assert set(turns) <= {1, 2, 3, 4, 5}
-    assert sum(turns[n] for n in (2, 3, 4, 5)) / turns.total() > 0.4
+    assert sum(turns[n] for n in (2, 3, 4, 5)) / turns.total() > 0.15
     for record in own:
         texts = [turn.text for turn in record.conversation.turns]
         assert texts[0].startswith("<image>\n")
@@ -88,6 +88,18 @@ def test_reading_is_the_transcription_of_nine_digits(material):
         user, assistant = record.conversation.turns
         assert user.text == "<image>\nRead everything."
         assert re.fullmatch(r"\d{3}\n\d{3}\n\d{3}", assistant.text)
+
+
+def test_finding_is_one_question_about_nine_digits(material):
+    kinds = collections.Counter()
+    for number in range(30):
+        user, assistant = make_record(0, "train", "finding", number, material["train"]).conversation.turns
+        digits_asked = {"Read row": 3, "Read column": 3, "Which digit": 1}
+        (start,) = [start for start in digits_asked if user.text.startswith(f"<image>\n{start}")]
+        assert re.fullmatch(rf"\d{{{digits_asked[start]}}}", assistant.text)
+        kinds[start] += 1
+    assert len(kinds) == 3
+    assert min(kinds.values()) > 3
 
 
 def test_ids_are_unique(records):

@@ -14,8 +14,8 @@ from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, Question, Scene
 
 TRANSCRIBED, ASKED_ONCE, ASKED_AND_TRANSCRIBED = 0.4, 0.35, 0.1
-"""Shares of the training conversations that are the transcription of the whole picture, one question, or several with the
-transcription at the end; the others are several questions."""
+"""Shares of the training conversations that are the transcription of the whole picture, one question, or several with
+the transcription at the end; the others are several questions."""
 
 MOST_BOXES = 3
 """A list of more things than this, with their boxes, is not asked for."""
@@ -86,11 +86,11 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
     """The transcription alone, one question, several, or several and the transcription.
 
-    Right behind the picture everything that is asked for is at a fixed distance from the answer, and that is how a small
-    model learns to look. Behind other questions the distances vary, so those conversations are the fewer. There the
-    transcription comes last: an answer before it has to be found in the picture, one after it could be copied from the
-    text. Boxes are long (20 tokens each): there are at most two questions after them, and never a list beside, so that
-    every conversation stays within 256 tokens and rows can be short.
+    Right behind the picture everything that is asked for is at a fixed distance from the answer, and that is how a
+    small model learns to look. Behind other questions the distances vary, so those conversations are the fewer. There
+    the transcription comes last: an answer before it has to be found in the picture, one after it could be copied from
+    the text. Boxes are long (20 tokens each): there are at most two questions after them, and never a list beside, so
+    that every conversation stays within 256 tokens and rows can be short.
     """
     kind = rng.random()
     boxes = scene.transcription.answer.count("<box>")
