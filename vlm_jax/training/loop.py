@@ -123,10 +123,10 @@ def train(
             params = {part: tree for part, tree in params.items() if part in live_parts(recipe, i)}
             runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, log, clock, interrupt)
             params = runner.run(params, progress)
-        checkpoints.close()
         return Trained(params, progress.figures)
     finally:
         log.close()
+        checkpoints.close()  # after an error too: what is being written is somebody's work
 
 
 def _restore_params(checkpoints: Checkpoints, number: int, shapes: Any, mesh: Mesh) -> dict[str, Any]:
