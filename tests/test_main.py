@@ -24,7 +24,7 @@ OFTEN = "--config.runtime.checkpoint_seconds=0.0"
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
     """Starts the launcher; what one compiles, the others find in a cache."""
-    compiled = str(tmp_path_factory.mktemp("compiled"))
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_COMPILATION_CACHE_DIR": compiled,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -74,6 +74,7 @@ def processes_of(group):
     return found
 
 
+@pytest.mark.slow
 def test_writes_what_it_promises(finished):
     folder, output, until_first = finished
     assert until_first < 10
@@ -91,6 +92,7 @@ def test_writes_what_it_promises(finished):
     assert "vlm_jax.chat" in output
 
 
+@pytest.mark.slow
 def test_finished_run_says_so_and_changes_nothing(finished, launch):
     folder, _, _ = finished
     before = (folder / "report.json").stat().st_mtime_ns
@@ -101,6 +103,7 @@ def test_finished_run_says_so_and_changes_nothing(finished, launch):
     assert (folder / "report.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["data", "checkpoint"])
 def test_killed_and_run_again_ends_with_the_same_bits(finished, launch, tmp_path, after):
     process = launch(CONFIG, f"--workdir={tmp_path}", OFTEN)
@@ -122,6 +125,7 @@ def test_killed_and_run_again_ends_with_the_same_bits(finished, launch, tmp_path
     assert_same_end(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_continue(finished, launch, tmp_path):
     process = launch(CONFIG, f"--workdir={tmp_path}", "--config.runtime.log_seconds=0.0", "--config.runtime.workers=1")
     lines = []
@@ -167,6 +171,7 @@ def test_no_flags_and_help():
         main.main([])
 
 
+@pytest.mark.slow
 def test_exit_code_and_line_of_a_mistake(launch, tmp_path):
     process = launch(CONFIG, f"--workdir={tmp_path}", "--config.stages[1].data.tokens=40")
     output = process.communicate(timeout=120)[0]
