@@ -7,9 +7,11 @@ first, because a flipped byte in array data otherwise restores silently wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -43,6 +45,9 @@ class Checkpoints:
         for entry in self.folder.iterdir():
             if not (entry / MANIFEST).is_file():
                 shutil.rmtree(entry)
+        # What fails in Orbax's threads is raised here as well; there it would be logged once for every file.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._optimizer_saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -99,11 +104,19 @@ class Checkpoints:
         self._remove_old()
 
     def close(self) -> None:
-        """Finishes the save under way and stops the background threads."""
-        self.finish()
-        self._background.shutdown()
-        self._saver.close()
-        self._optimizer_saver.close()
+        """Finishes the save under way and stops the background threads.
+
+        Raises:
+          UserError: the disk is full, unless that was said before.
+        """
+        try:
+            self.finish()
+        finally:
+            self._background.shutdown()
+            for saver in (self._saver, self._optimizer_saver):
+                # Each says once more what has failed in its threads.
+                with contextlib.suppress(Exception):
+                    saver.close()
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, or None."""
