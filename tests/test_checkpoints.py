@@ -85,3 +85,14 @@ def test_full_disk_is_one_line_and_loses_nothing(saved, monkeypatch):
     with pytest.raises(UserError, match=r"no space left on the disk \(checkpoint 20 is complete\)"):
         saved.finish()
     assert complete(saved.folder) == [10, 20]
+
+
+def test_closing_after_a_full_disk_says_the_same_line(saved, monkeypatch):
+    def no_space(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vlm_jax.checkpoints, "_digest", no_space)
+    monkeypatch.setattr(saved._optimizer_saver, "close", no_space)  # Orbax tells of a failed write when it is closed too
+    saved.save(30, PARAMS, MOMENTS, {})
+    with pytest.raises(UserError, match="no space left"):
+        saved.close()
