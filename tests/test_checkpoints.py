@@ -92,7 +92,7 @@ def test_closing_after_a_full_disk_says_the_same_line(saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(vlm_jax.checkpoints, "_digest", no_space)
-    monkeypatch.setattr(saved._optimizer_saver, "close", no_space)  # Orbax tells of a failed write when it is closed too
+    monkeypatch.setattr(saved._optimizer_saver, "close", no_space)  # as Orbax does when a write of its own failed
     saved.save(30, PARAMS, MOMENTS, {})
     with pytest.raises(UserError, match="no space left"):
         saved.close()
