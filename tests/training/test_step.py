@@ -64,7 +64,8 @@ def test_everything_is_really_spread(recipe, params):
     moments = globs.flatten(moments_of(state))
     assert {p for p, leaf in moments.items() if leaf.addressable_shards[0].data.size < leaf.size} == spread
     total = sum(leaf.size for leaf in flat.values())
-    assert sum(leaf.addressable_shards[0].data.size for leaf in flat.values()) < 0.4 * total
+    # Four ways at best; the sizes that do not divide are split in two.
+    assert sum(leaf.addressable_shards[0].data.size for leaf in flat.values()) < 0.45 * total
 
     with jax.set_mesh(trainer.mesh):
         text = trainer.step.lower(trainer.abstract, noise_batch(), KEY).as_text()
