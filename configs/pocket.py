@@ -1,8 +1,8 @@
-"""Pocket Mini-InternVL on two CPU cores: teacher, distil, align, tune, evaluate, report, export (about 20 minutes).
+"""Pocket Mini-InternVL on two CPU cores: teacher, distil, align, tune, evaluate, report, export (20 to 30 minutes).
 
     python -m vlm_jax.main --config=configs/pocket.py --workdir=runs/pocket          the whole road
     python -m vlm_jax.main --config=configs/pocket.py:quick --workdir=runs/quick     the same road, a few steps each
-    python -m vlm_jax.main --config=configs/pocket.py:tiny --workdir=runs/tiny       seconds; for tests
+    python -m vlm_jax.main --config=configs/pocket.py:tiny --workdir=runs/tiny       the same, smaller; for tests
 
 The architecture is Mini-InternVL's, only small: tiles of 64 px in patches of 8, so 16 visual tokens a tile, up to six
 tiles and a thumbnail. The teacher is a larger encoder trained with the decoder on the generative task; that decoder is

@@ -19,6 +19,10 @@ def shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.fixture
 def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
@@ -73,9 +77,6 @@ def test_missing_number_is_named(saved):
 
 
 def test_full_disk_is_one_line_and_loses_nothing(saved, monkeypatch):
-    def no_space(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(json, "dump", no_space)
     with pytest.raises(UserError, match=r"no space left on the disk \(checkpoint 20 is complete\)"):
         saved.save(30, PARAMS, MOMENTS, {})
@@ -88,9 +89,6 @@ def test_full_disk_is_one_line_and_loses_nothing(saved, monkeypatch):
 
 
 def test_closing_after_a_full_disk_says_the_same_line(saved, monkeypatch):
-    def no_space(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(vlm_jax.checkpoints, "_digest", no_space)
     monkeypatch.setattr(saved._optimizer_saver, "close", no_space)  # as Orbax does when a write of its own failed
     saved.save(30, PARAMS, MOMENTS, {})

@@ -25,7 +25,7 @@ REPORT_KEYS = (
 
 `wall_seconds`: the whole run, in seconds. `stages`: name -> figures (`steps`, `seconds`, `first_loss`, `last_loss`,
 `conversations_per_second` and others, all numbers), in order. `tasks`: see `EvaluationResult.report`.
-`peak_memory_bytes`: of the process and its workers, at most. `versions`: package -> version. `device`:
+`peak_memory_bytes`: of the process and its workers, their peaks added. `versions`: package -> version. `device`:
 in words. `config_digest`: of the whole config. `date`: ISO 8601."""
 
 METRIC_LABELS = {

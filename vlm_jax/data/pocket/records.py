@@ -10,6 +10,7 @@ import numpy as np
 
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
+from vlm_jax.data.pocket.canvas import choose
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, Question, Scene
 
@@ -109,5 +110,5 @@ def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question
 def _any_kind(rng: np.random.Generator, scene: Scene) -> Question:
     """One question, every kind that the picture allows being equally likely."""
     kinds = sorted({question.kind for question in scene.questions})
-    kind = kinds[int(rng.integers(len(kinds)))]
+    kind = choose(rng, kinds)
     return next(question for question in scene.questions if question.kind == kind)
