@@ -14,7 +14,7 @@ from vlm_jax.training.recipe import recipe_config
 
 # Data preset and the steps of every stage, in order.
 SIZES = {
-    "": ("default", 270, 400, 250, 130, 40, 600),
+    "": ("default", 300, 700, 350, 250, 80, 600),
     "quick": ("quick", 10, 10, 20, 10, 5, 30),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
@@ -49,15 +49,17 @@ def get_config(arg: str = ""):
 
     # Reading one kind of grid comes first, then finding a row, a column, a cell of it: there the model learns where to
     # look, which is hard to learn among everything else and easy to carry over.
-    everything = dict(digits=1.6, finding=0.6, count=0.6, document=0.6, chart=0.6, point=0.5, photo=0.3)
+    everything = dict(digits=1.0, finding=0.4, count=0.7, document=0.9, chart=0.8, point=0.8, photo=0.5)
 
-    def stage(name, steps, objective, trainable, weights=everything, rows=12, tiles=7, **changes):
+    one_each = dict(rows=40, tokens=56, tiles=1)  # a conversation a row
+
+    def stage(name, steps, objective, trainable, weights=everything, rows=12, tokens=256, tiles=7, **changes):
         return dict(
             name=name,
             steps=steps,
             objective=objective,
             trainable=trainable,
-            data=dict(rows=rows, tokens=256, tiles=tiles, weights=weights),
+            data=dict(rows=rows, tokens=tokens, tiles=tiles, weights=weights),
             loss_reduction="square",
             accumulation=2,
             optimizer={**optimizer, **changes},
@@ -77,12 +79,13 @@ def get_config(arg: str = ""):
         tokenizer_size=1024,
         data=dict(type="pocket", preset=preset),
         stages=[
-            teach("read", steps[0], weights=dict(reading=1.0), rows=8, tiles=4, schedule="constant"),
-            teach("find", steps[1], weights=dict(reading=0.2, finding=0.8), rows=8, tiles=5, schedule="constant"),
+            teach("read", steps[0], weights=dict(reading=1.0), **one_each, schedule="constant"),
+            teach("find", steps[1], weights=dict(reading=0.2, finding=0.8), **one_each, schedule="constant"),
             teach("teacher", steps[2]),
             stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
             stage("align", steps[4], dict(type="generate"), ["connector/**"]),
             stage("tune", steps[5], dict(type="generate"), ["**"], learning_rate=4e-3),
         ],
         evaluation=dict(limit=4 if arg == "tiny" else 0),
+        runtime=dict(cpu_devices=2),
     )

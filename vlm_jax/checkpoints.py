@@ -8,11 +8,10 @@ first, because a flipped byte in array data otherwise restores silently wrong.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
-import os
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +23,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vlm_jax.errors import UserError
+from vlm_jax.files import is_full_disk, write_atomically
 
 MANIFEST = "manifest.json"
 META = "meta.json"
+
+FORMAT = 2
+"""Of the optimizer state and the meta; to be raised when either changes."""
+
+_NUMBERED = re.compile(r"\d{8,}")
+"""Folders of checkpoints. What has another name is somebody else's and stays."""
 
 
 class Checkpoints:
@@ -43,7 +49,7 @@ class Checkpoints:
         self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
         for entry in self.folder.iterdir():
-            if not (entry / MANIFEST).is_file():
+            if _NUMBERED.fullmatch(entry.name) and not (entry / MANIFEST).is_file():
                 shutil.rmtree(entry)
         # What fails in Orbax's threads is raised here as well; there it would be logged once for every file.
         for name in ("absl", "asyncio"):
@@ -73,7 +79,7 @@ class Checkpoints:
         try:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
-            _write_json(path / META, {**meta, "permanent": permanent})
+            write_atomically(path / META, json.dumps({**meta, "format": FORMAT, "permanent": permanent}, indent=1))
             self._saver.save(path.absolute() / "params", args=ocp.args.PyTreeSave(dict(params)))
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
             self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
@@ -98,7 +104,7 @@ class Checkpoints:
             self._saver.wait_until_finished()
             self._optimizer_saver.wait_until_finished()
             digests = {str(file.relative_to(path)): _digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
-            _write_json(path / MANIFEST, digests)
+            write_atomically(path / MANIFEST, json.dumps(digests, indent=1))
         except Exception as error:  # noqa: BLE001
             self._failed(path, error)
         self._remove_old()
@@ -123,8 +129,16 @@ class Checkpoints:
         return max(complete(self.folder), default=None)
 
     def meta(self, number: int) -> dict[str, Any]:
-        """What was saved as `meta`."""
-        return json.loads((self.folder / f"{number:08d}" / META).read_text())
+        """What was saved as `meta`.
+
+        Raises:
+          UserError: the checkpoint was written by a version whose optimizer state is laid out otherwise.
+        """
+        path = self.folder / f"{number:08d}"
+        meta = json.loads((path / META).read_text())
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{path}: written by another version of vlm_jax, which alone can continue from it")
+        return meta
 
     def restore_params(self, number: int, like: Any) -> Any:
         """Parameters of checkpoint `number` with the shapes, dtypes and shardings of `like` (ShapeDtypeStructs)."""
@@ -156,7 +170,7 @@ class Checkpoints:
     def _failed(self, path: Path, error: Exception) -> NoReturn:
         """Clears the half-written checkpoint away; a full disk becomes one line, anything else goes on up."""
         shutil.rmtree(path, ignore_errors=True)
-        if _is_full_disk(error):
+        if is_full_disk(error):
             newest = self.latest()
             kept = "nothing was saved before" if newest is None else f"checkpoint {newest} is complete"
             raise UserError(
@@ -167,7 +181,8 @@ class Checkpoints:
 
 def complete(folder: Path) -> list[int]:
     """Numbers of the checkpoints in `folder` whose manifest was written, in order."""
-    return sorted(int(entry.parent.name) for entry in Path(folder).glob(f"*/{MANIFEST}"))
+    names = (entry.parent.name for entry in Path(folder).glob(f"*/{MANIFEST}"))
+    return sorted(int(name) for name in names if _NUMBERED.fullmatch(name))
 
 
 def read_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -215,24 +230,3 @@ def _restore(path: Path, part: str, like: Any) -> Any:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Writes all of a JSON file or none of it."""
-    aside = path.with_suffix(".partial")
-    with aside.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is behind `error`; TensorStore reports it as text only."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED: Disk" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -28,7 +28,7 @@ gives), and the same model shown grey pictures of the same size.
 EPILOG = """\
 example:
   python -m vlm_jax.evaluate --model=runs/pocket --benchmark=pocket \\
-      --data=runs/pocket/data/pocket/default_0/1.0.0 --out=scores.json --limit=50
+      --data=runs/pocket/data/pocket/default_0/1.1.0 --out=scores.json --limit=50
 
 FILE.json holds the settings, the score of every task, and one row per question
 with the prediction. The exit code is 0 only if all questions were asked.
@@ -92,7 +92,6 @@ def _check(args: Any) -> None:
 def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
     import vlm_jax
     from vlm_jax.data.sources import TFDSSource
-    from vlm_jax.data.tiling import choose_grid
     from vlm_jax.evaluation import benchmarks, runner
 
     benchmark = benchmarks.reader(args.benchmark)(TFDSSource(args.data, args.split))
@@ -107,7 +106,7 @@ def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
             benchmark,
             reference=reference,
             blank=not args.no_blank,
-            grid=lambda width, height: choose_grid(width, height, model.system.layout),
+            grid=model.system.grid,
             chunk_size=CHUNK_BATCHES * args.batch_size,
             progress=advance,
         )
@@ -115,19 +114,23 @@ def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _write(args: Any, result: Any, settings: dict[str, Any]) -> None:
-    from vlm_jax.evaluation.report import write_atomically
+    import vlm_jax
+    from vlm_jax.files import write_atomically
 
     text = {
         "benchmark": result.benchmark,
         **{key: value for key, value in vars(args).items() if key not in ("benchmark", "out")},
         **settings,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("vlm_jax", "jax", "numpy")},
+        "versions": {"vlm_jax": vlm_jax.__version__, **{p: importlib.metadata.version(p) for p in ("jax", "numpy")}},
         "tasks": result.report(),
         "majority_answers": {name: score.majority_answer for name, score in result.tasks.items()},
         "rows": result.rows,
     }
-    write_atomically(Path(args.out), json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+    try:
+        write_atomically(Path(args.out), json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"--out: {args.out}: cannot be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

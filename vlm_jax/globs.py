@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from vlm_jax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -33,6 +35,23 @@ def last_match(path: str, rules: Iterable[tuple[str, T]], default: T) -> T:
         if matches(path, glob):
             found = value
     return found
+
+
+def check(tree: Mapping[str, Any], globs: Iterable[str], field: str) -> None:
+    """Refuses globs that match no path of `tree`: a mistyped one would change nothing and say nothing.
+
+    Raises:
+      UserError: naming `field` and every such glob.
+    """
+    paths = flatten(tree)
+    idle = [glob for glob in globs if not any(matches(path, glob) for path in paths)]
+    if idle:
+        raise UserError(f"{field}: no parameter matches {', '.join(idle)}; there are, for example, {_examples(paths)}")
+
+
+def _examples(paths: Iterable[str]) -> str:
+    """One path of every part."""
+    return ", ".join({path.split("/")[0]: path for path in paths}.values())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ export/ (a folder that the transformers library loads).
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,13 +61,26 @@ def parse(arguments: list[str]) -> tuple[ml_collections.ConfigDict, str]:
         if rest:
             raise UserError(f"unexpected argument '{rest[0]}' (flags look like --name=value)")
         return values.config, values.workdir
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        overrides = " ".join(a for a in arguments if a.startswith("--config."))
-        raise UserError(f"{overrides}: no such field: {_unquoted(error)}") from None
-    except (OSError, ImportError, SyntaxError) as error:
-        raise UserError(f"--config={given['--config']}: {_unquoted(error)}") from None
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a config file may raise anything)
+        raise UserError(_complaint(error, Path(file), arguments)) from None
+
+
+def _complaint(error: Exception, file: Path, arguments: list[str]) -> str:
+    """What went wrong while flags and config file were read, and where."""
+    from absl import flags
+
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    if isinstance(error, SyntaxError):
+        return f"{file}, line {error.lineno}: {error.msg}"
+    if lines:
+        return f"{file}, line {lines[-1]}: {type(error).__name__}: {_unquoted(error)}"
+    if isinstance(error, flags.Error):
+        return " ".join(str(error).split())
+    overrides = " ".join(a for a in arguments if a.startswith("--config."))
+    absent = "no such field: " if isinstance(error, AttributeError | KeyError | IndexError) else ""
+    return f"{overrides or file}: {absent}{_unquoted(error)}"
 
 
 def _unquoted(error: BaseException) -> str:

@@ -21,14 +21,14 @@ from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import write_hf_folder
 from vlm_jax.data.templates import TEMPLATES, render
-from vlm_jax.data.tiling import choose_grid, cut_tiles
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation.benchmarks import pocket
+from vlm_jax.evaluation.benchmarks import Benchmark, pocket
 from vlm_jax.evaluation.report import write_report
 from vlm_jax.evaluation.runner import EvaluationResult, evaluate
+from vlm_jax.files import is_full_disk
 from vlm_jax.inference.model import Model
-from vlm_jax.sharding import describe, make_mesh
+from vlm_jax.sharding import describe, make_mesh, use_cpu_devices
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, say
@@ -45,13 +45,20 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
       KeyboardInterrupt: SIGINT or SIGTERM; what was done so far is saved.
     """
     workdir = Workdir(folder)
-    existed = workdir.open(recipe)
-    with Interrupt().installed() as interrupt:
+    with workdir.locked(), Interrupt().installed() as interrupt:
         try:
-            return _run(recipe, workdir, existed, interrupt)
+            return _run(recipe, workdir, workdir.open(recipe), interrupt)
         except KeyboardInterrupt:
             say(f"stopped; to continue, run the same command again: {shlex.join(_command())}")
             raise
+        except UserError:
+            raise
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            raise UserError(
+                f"{workdir.root}: no space left on the disk; free some and run the same command again"
+            ) from error
 
 
 def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
@@ -59,18 +66,22 @@ def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) 
         say(f"{workdir.root} is finished: open {workdir.root / 'report.html'}")
         return json.loads(workdir.report.read_text())
     clock = Clock()
+    use_cpu_devices(recipe.runtime.cpu_devices)
     mesh = make_mesh(recipe.runtime.mesh)
     device = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"{'continuing' if existed else 'starting'} {recipe.name} in {workdir.root} on {device}, jax {jax.__version__}")
-    if mesh.size > 1:
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits)
+    benchmark = _benchmark(recipe, splits)
     trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
+    if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
+        params = jax.device_put(params, jax.local_devices()[0])
     model = Model(recipe.system, params, tokenizer)
-    result = _evaluate(recipe, model, splits)
     write_hf_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
+    result = _evaluate(recipe, model, benchmark, splits)
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)
@@ -104,17 +115,20 @@ def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
                 yield span.text
 
 
-def _evaluate(recipe: Recipe, model: Model, splits: Splits) -> EvaluationResult:
+def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark:
+    """What the model will be asked; made before it is trained, so that mistakes show."""
+    benchmark = pocket(getattr(splits, recipe.evaluation.split))
+    return benchmark.limited(recipe.evaluation.limit) if recipe.evaluation.limit else benchmark
+
+
+def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits) -> EvaluationResult:
     settings = recipe.evaluation
-    benchmark = pocket(getattr(splits, settings.split))
-    if settings.limit:
-        benchmark = benchmark.limited(settings.limit)
     with progress("answering", 2 * len(benchmark.questions)) as advance:
         return evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
             benchmark,
             reference=[splits.validation[i] for i in range(len(splits.validation))],
-            grid=lambda width, height: choose_grid(width, height, recipe.system.layout),
+            grid=recipe.system.grid,
             chunk_size=10 * settings.batch_size,
             progress=advance,
             seed=recipe.seed,
@@ -153,7 +167,7 @@ def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationR
         report,
         result.rows,
         images,
-        tiler=lambda image: cut_tiles(image, recipe.system.layout),
+        tiler=recipe.system.tiles,
         title=recipe.name,
         gallery_size=recipe.evaluation.gallery,
         seed=recipe.seed,

@@ -6,7 +6,9 @@ not divide (14 heads, 2 KV heads, a vocabulary of 151 655) falls to the next rul
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +39,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("**/connector/up/kernel", ("embed", "mlp")),
     ("**/connector/up/bias", ("mlp",)),
     ("**/connector/down/kernel", ("mlp", "embed")),
-    ("distillation/*/kernel", ("embed", "mlp")),
+    ("**/distillation/*/kernel", ("embed", "mlp")),
 )
 """Path glob -> logical axis of each dimension; the last match wins; () means replicated."""
 
@@ -64,6 +66,17 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+def use_cpu_devices(count: int) -> None:
+    """Lets JAX see the CPU as `count` devices; without effect for 0, after JAX has started, or where XLA_FLAGS says it.
+
+    The machine's cores are shared among them.
+    """
+    flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if count and not flag:
+        with contextlib.suppress(RuntimeError):  # JAX has started
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+from PIL import Image
+
 from vlm_jax.config import config_class
 from vlm_jax.data.prepare import LossReduction, Preparer
 from vlm_jax.data.templates import TEMPLATES
-from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, share
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
@@ -36,6 +39,14 @@ class System:
             )
         if self.template not in TEMPLATES:
             raise UserError(f"config.system.template: no template '{self.template}'; there are {', '.join(TEMPLATES)}")
+
+    def grid(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
+        """Tiles across and down (no thumbnail) of a picture of so many pixels, one of `images` of its conversation."""
+        return choose_grid(width, height, share(self.layout, images))
+
+    def tiles(self, image: Image.Image, images: int = 1) -> np.ndarray:
+        """The tiles of a picture, the thumbnail last, as the model sees them: uint8 [k, tile_size, tile_size, 3]."""
+        return cut_tiles(image, share(self.layout, images))
 
     def preparer(
         self,

@@ -75,7 +75,7 @@ def test_evaluate_scores_pictures_blanks_and_majority():
         oracle,
         benchmark,
         reference=[asked(i, gold) for i, gold in enumerate("11120")],
-        grid=lambda width, height: (2, 1),
+        grid=lambda width, height, images: (2, 1),
         chunk_size=4,
         progress=answered.append,
     )

@@ -10,6 +10,7 @@ from tests.training.helpers import noise_batch
 from vlm_jax import globs
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.training.optimizer import OptimizerConfig
 from vlm_jax.training.step import Trainer
 
 KEY = jax.random.key(7)
@@ -70,7 +71,7 @@ def test_everything_is_really_spread(recipe, params):
     assert sum(leaf.addressable_shards[0].data.size for leaf in flat.values()) < 0.41 * total
 
     with jax.set_mesh(trainer.mesh):
-        text = trainer.step.lower(trainer.abstract, noise_batch(), KEY).as_text()
+        text = trainer.lower(noise_batch(), KEY).as_text()
     # One for each named place of every layer: 3 per vision layer (q, k, v), its MLP and its output, likewise in the
     # decoder, and each again in the backward pass.
     layers = recipe.system.model.vision.depth + recipe.system.model.decoder.depth
@@ -80,7 +81,7 @@ def test_everything_is_really_spread(recipe, params):
 def test_no_mesh_no_constraints(recipe, params):
     trainer = trainer_on(recipe, recipe.stages[1], MeshConfig(), params, 1)
     with jax.set_mesh(trainer.mesh):
-        assert trainer.step.lower(trainer.abstract, noise_batch(), KEY).as_text().count("sharding_constraint") == 0
+        assert trainer.lower(noise_batch(), KEY).as_text().count("sharding_constraint") == 0
 
 
 def test_frozen_parameters_stay_bit_equal_and_have_no_optimizer_state(recipe, params):
@@ -126,6 +127,16 @@ def test_bfloat16_keeps_float32_parameters(recipe, params):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert np.isfinite(losses).all()
+
+
+def test_stages_that_differ_in_schedule_share_one_compilation(recipe, params):
+    stage = recipe.stages[1]
+    slower = dataclasses.replace(stage, name="slower", steps=99, optimizer=OptimizerConfig(learning_rate=1e-3))
+    one, other = (trainer_on(recipe, s, MeshConfig(), params, 1) for s in (stage, slower))
+    assert one._run is other._run
+    assert float(one.rate(2)) != float(other.rate(2))
+    narrower = dataclasses.replace(stage, trainable=("connector/**",))
+    assert trainer_on(recipe, narrower, MeshConfig(), params, 1)._run is not one._run
 
 
 def test_globs_that_match_nothing_are_an_error(recipe, params):

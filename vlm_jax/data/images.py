@@ -64,9 +64,21 @@ def image_size(data: bytes, name: str, max_megapixels: float = MAX_MEGAPIXELS) -
     """
     with _reading(name), _opened(data, max_megapixels) as image:
         width, height = image.size
-        if _may_be_rotated(image, data) and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
+        turned = image.format != "TIFF"  # of a TIFF Pillow turns the size itself
+        if turned and _may_be_rotated(image, data) and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
             return height, width
         return width, height
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An image that somebody has opened already, by the same rules as `decode_image`.
+
+    Raises:
+      UserError: `name: cannot read this image: reason`.
+    """
+    with _reading(name):
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager

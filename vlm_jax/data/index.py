@@ -46,7 +46,7 @@ def load_index(source: Source, preparer: Preparer) -> Index:
     in files are measured every time.
 
     Raises:
-      UserError: the source is empty, or a record cannot be measured or is longer than `preparer.max_tokens`.
+      UserError: the source is empty, or a record cannot be measured. How long one may be is for the batches to say.
     """
     if not len(source):
         raise UserError(f"{source.name}: the data set is empty")
@@ -58,11 +58,7 @@ def load_index(source: Source, preparer: Preparer) -> Index:
         _write(path, index)
         return index
     with np.load(path, allow_pickle=False) as file:
-        index = Index(sizes=file["sizes"], tasks=tuple(file["tasks"].tolist()), task_ids=file["task_ids"])
-    longest = int(index.sizes[:, 0].argmax())
-    if index.sizes[longest, 0] > preparer.max_tokens:
-        preparer.measure(source[longest])  # raises, naming the record: the limit is not part of the digest
-    return index
+        return Index(sizes=file["sizes"], tasks=tuple(file["tasks"].tolist()), task_ids=file["task_ids"])
 
 
 def _measure(source: Source, preparer: Preparer) -> Index:

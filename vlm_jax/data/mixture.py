@@ -35,12 +35,12 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         for field in ("rows", "tokens", "window"):
             if getattr(self, field) < 1:
-                raise UserError(f"mixture.{field}: must be positive, got {getattr(self, field)}")
+                raise UserError(f"data.{field}: must be positive, got {getattr(self, field)}")
         if self.tiles < 0:
-            raise UserError(f"mixture.tiles: must not be negative, got {self.tiles}")
+            raise UserError(f"data.tiles: must not be negative, got {self.tiles}")
         for task, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"mixture.weights.{task}: must be a number from 0, got {weight}")
+                raise UserError(f"data.weights.{task}: must be a number from 0, got {weight}")
 
 
 def task_weights(index: Index, config: MixtureConfig) -> np.ndarray:
@@ -53,12 +53,10 @@ def task_weights(index: Index, config: MixtureConfig) -> np.ndarray:
         return np.ones(len(index.tasks))
     unknown = sorted(set(config.weights) - set(index.tasks))
     if unknown:
-        raise UserError(
-            f"mixture.weights: no task {', '.join(unknown)} in the data, there are {', '.join(index.tasks)}"
-        )
+        raise UserError(f"weights: no task {', '.join(unknown)} in the data, there are {', '.join(index.tasks)}")
     weights = np.array([config.weights.get(task, 0.0) for task in index.tasks])
     if not weights.any():
-        raise UserError("mixture.weights: every weight is 0, nothing is left to learn from")
+        raise UserError("weights: every weight is 0, nothing is left to learn from")
     return weights
 
 

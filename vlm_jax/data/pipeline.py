@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -68,8 +69,8 @@ class Batches:
           index: of the source, where the caller has it already.
 
         Raises:
-          UserError: a record that cannot be used (unreadable, longer than the context, larger than a row), or weights
-            that do not fit the data.
+          UserError: a record that cannot be used (unreadable; or of positive weight and larger than a row or the
+            context), or weights that do not fit the data.
         """
         self.source, self.preparer, self.config, self.start = source, preparer, config, Position(*start)
         self.index = load_index(source, preparer) if index is None else index
@@ -189,14 +190,15 @@ class Batches:
 
     def _check_sizes(self) -> None:
         used = self._weights[self.index.task_ids] > 0
-        limits = np.array([self.config.tokens, self.config.tiles])
+        limits = np.array([min(self.config.tokens, self.preparer.max_tokens), self.config.tiles])
+        name = "tokens" if self.config.tokens <= self.preparer.max_tokens else "max_tokens"
         too_large = np.flatnonzero(used & (self.index.sizes > limits).any(axis=1))
         if len(too_large):
             first = int(too_large[0])
             tokens, tiles = self.index.sizes[first]
             raise UserError(
                 f"record {self.source[first].id} of {self.source.name} does not fit a row: {tokens} tokens and {tiles} "
-                f"tiles, mixture.tokens is {limits[0]} and mixture.tiles {limits[1]} ({len(too_large)} such record(s))"
+                f"tiles; {name} is {limits[0]} and tiles is {limits[1]} ({len(too_large)} such record(s))"
             )
 
 
@@ -230,10 +232,11 @@ def batches(
     Raises:
       UserError: as `Batches`; while iterating, for an image that turns out to be damaged when it is decoded.
     """
-    return _read_ahead(Batches(source, preparer, config, seed, start, stage=stage), workers)
+    return read_ahead(Batches(source, preparer, config, seed, start, stage=stage), workers)
 
 
-def _read_ahead(numbered: Batches, workers: int) -> Iterator[tuple[Position, Batch]]:
+def read_ahead(numbered: Batches, workers: int = 0) -> Iterator[tuple[Position, Batch]]:
+    """All batches of a sequence in order, made ahead of time (see `batches`)."""
     iterator = _iterator(numbered, workers)
     try:
         for position, batch in iterator:
@@ -267,8 +270,12 @@ def _owned(batch: Batch) -> Batch:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Makes a worker process end when the process that started it is gone, even if that was killed."""
+    """Makes a worker process end when the process that started it is gone, even if that was killed.
+
+    A terminal sends Ctrl-C to all processes; what it means is for the one that started this one to say.
+    """
     del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent, name="end-with-parent", daemon=True).start()
 
 

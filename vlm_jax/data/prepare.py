@@ -15,7 +15,7 @@ import numpy as np
 from vlm_jax.data.conversation import Conversation
 from vlm_jax.data.images import decode_image, image_size
 from vlm_jax.data.templates import Span, Template, render
-from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify
+from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify, share
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 
@@ -101,6 +101,8 @@ class Preparer:
         tiles = [cut_tiles(image, layout) for image in images]
         side = layout.tile_size // self.patch_size
         counts = [len(t) for t in tiles]
+        if sum(counts) * self.tokens_per_tile != np.count_nonzero(visual >= 0):
+            raise UserError(f"record {conversation.id}: an image's header and its pixels disagree about its size")
         patches = [patchify(t, self.patch_size) for t in tiles]
         return Example(
             tokens=tokens,
@@ -118,18 +120,14 @@ class Preparer:
         """Number of tokens (visual ones included) and tiles, from the text and the images' headers alone.
 
         Raises:
-          UserError: as `__call__`, except for damage beyond an image's header.
+          UserError: as `__call__`, except for the length and for damage beyond an image's header.
         """
         counts = self._tile_counts(conversation, self._layout(len(conversation.images)))
         tokens, _, _ = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
-        self._check_length(conversation, len(tokens))
         return len(tokens), sum(counts)
 
     def _layout(self, images: int) -> ClosestAspect:
-        if images < 2 or not self.share_tiles:
-            return self.layout
-        most = max(1, self.layout.max_tiles // images)
-        return dataclasses.replace(self.layout, max_tiles=most, min_tiles=min(self.layout.min_tiles, most))
+        return share(self.layout, images) if self.share_tiles else self.layout
 
     def _tile_counts(self, conversation: Conversation, layout: ClosestAspect) -> list[int]:
         sizes = [image_size(data, _image_name(conversation, i)) for i, data in enumerate(conversation.images)]

@@ -6,6 +6,7 @@ grid with Pillow's bicubic filter, without keeping its aspect or padding, and cu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -105,6 +106,17 @@ def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch_size: int) -> n
 
 def _with_thumbnail(cells: int, layout: ClosestAspect) -> int:
     return cells + 1 if layout.thumbnail and cells != 1 else cells
+
+
+def share(layout: ClosestAspect, images: int) -> ClosestAspect:
+    """The layout of each of `images` of one conversation: they share `max_tiles`, and each has one at least.
+
+    InternVL's rule (`internvl/train/internvl_chat_finetune.py`, `multi_modal_multi_image_get_item`).
+    """
+    if images < 2:
+        return layout
+    most = max(1, layout.max_tiles // images)
+    return dataclasses.replace(layout, max_tiles=most, min_tiles=min(layout.min_tiles, most))
 
 
 @functools.cache

@@ -14,8 +14,9 @@ from PIL import Image
 from vlm_jax.data.images import decode_image
 from vlm_jax.evaluation.metrics import Box, parse_boxes
 
-Tiler = Callable[[Image.Image], Sequence[np.ndarray]]
-"""An RGB image -> its tiles as the model sees them, uint8 [height, width, 3] each, a thumbnail last."""
+Tiler = Callable[[Image.Image, int], Sequence[np.ndarray]]
+"""An RGB image, images of its question -> its tiles as the model sees them, uint8 [height, width, 3] each, a thumbnail
+last."""
 
 MAX_SIDE, MAX_TILE_SIDE = 896, 96
 """Larger pictures and tiles are embedded at this longer side (pixels), so that the page stays small."""
@@ -53,7 +54,7 @@ def _picture(row: Mapping[str, Any], number: int, data: bytes, tiler: Tiler | No
     image = decode_image(data, f"question '{row['id']}', image {number}")
     grids = row["grids"]
     across, down = grids[number] if grids is not None else (1, 1)
-    tiles = list(tiler(image)) if tiler is not None else []
+    tiles = list(tiler(image, len(grids or [0]))) if tiler is not None else []
     golds = parse_boxes(row["answers"][0]) if number == 0 else []
     said = parse_boxes(row["prediction"]) if golds else []
     # A whole factor keeps every pixel of a small picture a sharp square; larger ones look better smoothed.

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation import charts, gallery
+from vlm_jax.files import write_atomically
 
 REPORT_KEYS = (
     "wall_seconds",
@@ -81,8 +82,12 @@ def write_report(
     shown = [gallery.card(row, images[row["id"]], tiler) for row in gallery.choose(rows, gallery_size, seed)]
     page = render(report, rows, metrics, shown, title=title or workdir.resolve().name, seed=seed)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(workdir / "report.json", text + "\n")
-    write_atomically(workdir / "report.html", page)
+    # The page first: a run that has a report.json is finished.
+    for file, content in (("report.html", page), ("report.json", text + "\n")):
+        try:
+            write_atomically(workdir / file, content)
+        except OSError as error:
+            raise UserError(f"{workdir / file}: cannot be written: {error.strerror or error}") from None
 
 
 def render(
@@ -128,25 +133,6 @@ def render(
         ],
         task_names=list(dict.fromkeys(shown["task"] for shown in cards)),
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file so that a reader, or a crash, finds the old file or the new one and nothing between.
-
-    Raises:
-      UserError: naming the file and the reason, if the system cannot write it; the old file stays.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            # A tokenizer's bytes need not be valid text; whatever cannot be encoded is shown as an escape.
-            file.write(text.encode("utf-8", errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _task(name: str, score: Mapping[str, Any]) -> dict[str, Any]:

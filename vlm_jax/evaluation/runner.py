@@ -25,8 +25,8 @@ from vlm_jax.evaluation.metrics import METRICS, Metric
 Answer = Callable[[Sequence[Conversation]], Sequence[str]]
 """A model as the runner sees it: conversations that end with a user turn in, one answer each out, in order."""
 
-Grid = Callable[[int, int], tuple[int, int]]
-"""(width, height) of an image in pixels -> its tiles (across, down), thumbnail not counted."""
+Grid = Callable[[int, int, int], tuple[int, int]]
+"""(width, height) of an image in pixels, images of its question -> its tiles (across, down), thumbnail not counted."""
 
 BLANK_COLOUR = (124, 116, 104)
 """The ImageNet mean (0.485, 0.456, 0.406) in bytes: what normalisation turns into zeros."""
@@ -218,7 +218,7 @@ def _row(
     sizes: Sequence[tuple[int, int]],
     grid: Grid | None,
 ) -> dict[str, Any]:
-    grids = None if grid is None else [list(grid(*size)) for size in sizes]
+    grids = None if grid is None else [list(grid(*size, len(sizes))) for size in sizes]
     width, height = sizes[0] if sizes else (None, None)
     return {
         "id": question.id,

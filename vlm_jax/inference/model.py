@@ -18,7 +18,7 @@ from vlm_jax import checkpoints
 from vlm_jax.batch import TEXT, Batch, BatchShape, empty_batch
 from vlm_jax.convert import folders
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
-from vlm_jax.data.images import decode_image
+from vlm_jax.data.images import decode_image, to_rgb
 from vlm_jax.data.packing import pack_row
 from vlm_jax.data.prepare import Example
 from vlm_jax.data.templates import TEMPLATES
@@ -288,7 +288,7 @@ def read_picture(picture: Picture) -> bytes:
         return picture
     if isinstance(picture, Image.Image):
         stream = io.BytesIO()
-        picture.save(stream, "PNG")
+        to_rgb(picture, "the image given").save(stream, "PNG")
         return stream.getvalue()
     try:
         data = Path(picture).read_bytes()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.config import config_class
+from vlm_jax.errors import UserError
 from vlm_jax.models.attention import (
     Attention,
     AttentionShape,
@@ -52,6 +53,12 @@ class DecoderConfig:
     rope_theta: float = 1e6
     tie_embeddings: bool = False
     max_tokens: int = 32768
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(f"decoder.kv_heads: {self.kv_heads} do not divide {self.heads} heads")
+        if self.head_dim % 2:
+            raise UserError(f"decoder.head_dim: {self.head_dim} is odd, and rotary embeddings turn pairs")
 
 
 class DecoderLayer(nn.Module):

@@ -35,7 +35,7 @@ class Compute:
         on a CPU.
       remat: what the backward pass computes again: nothing, all but matrix products without batch dimensions, or
         everything inside a layer.
-      attention: implementation passed to `jax.nn.dot_product_attention`.
+      attention: "xla" is our own (scores, softmax, sum), "cudnn" that of `jax.nn.dot_product_attention` on NVIDIA GPUs.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"

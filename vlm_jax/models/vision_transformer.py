@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from vlm_jax.config import config_class
+from vlm_jax.errors import UserError
 from vlm_jax.models.attention import Attention, AttentionShape, Side
 from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm, NormKind
 from vlm_jax.models.stack import init_layers, run_layers
@@ -50,6 +51,12 @@ class VisionConfig:
     qk_norm: Literal["none", "full"] = "none"
     layer_scale: float = 1.0
     drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"vision.heads: {self.heads} heads do not divide a width of {self.width}")
+        if self.image_size % self.patch_size:
+            raise UserError(f"vision.patch_size: {self.patch_size} does not divide image_size {self.image_size}")
 
     @property
     def grid(self) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
 from vlm_jax.config import config_class
+from vlm_jax.errors import UserError
 from vlm_jax.models.attention import KVCache
 from vlm_jax.models.connector import PixelShuffleMLP, PixelShuffleMLPConfig
 from vlm_jax.models.decoder import Decoder, DecoderConfig
@@ -29,6 +30,12 @@ class VLMConfig:
     vision: VisionConfig
     connector: PixelShuffleMLPConfig
     decoder: DecoderConfig
+
+    def __post_init__(self) -> None:
+        if self.vision.grid % self.connector.factor:
+            raise UserError(
+                f"connector.factor: {self.connector.factor} does not divide the {self.vision.grid} patches along a tile"
+            )
 
     @property
     def tokens_per_tile(self) -> int:

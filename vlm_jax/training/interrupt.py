@@ -30,12 +30,14 @@ class Interrupt:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside the block a first signal only sets `requested`."""
+        """Inside the block a first signal only sets `requested`; if nobody looked, it interrupts at the block's end."""
         self._holding = True
         try:
             yield
         finally:
             self._holding = False
+        if self.requested:
+            raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame

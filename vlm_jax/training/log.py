@@ -7,7 +7,8 @@ import sys
 import time
 from typing import Any
 
-from vlm_jax.training.workdir import Workdir, write_text
+from vlm_jax.files import write_atomically
+from vlm_jax.training.workdir import Workdir
 
 
 def say(text: str) -> None:
@@ -48,7 +49,7 @@ class Log:
 
         if workdir.metrics.is_file():
             kept = [line for line in workdir.metrics.read_text().splitlines() if _number(line) <= number]
-            write_text(workdir.metrics, "".join(line + "\n" for line in kept))
+            write_atomically(workdir.metrics, "".join(line + "\n" for line in kept))
         self._file = workdir.metrics.open("a")
         self._board = SummaryWriter(str(workdir.events), purge_step=number + 1, flush_secs=30)
         self._clock = clock
@@ -80,8 +81,10 @@ class Log:
 
     def close(self) -> None:
         """Writes what is still buffered."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
 
 
 def _number(line: str) -> int:

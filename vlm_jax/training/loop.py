@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.pipeline import START, Position, batches
+from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
 from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.globs import flatten, unflatten
 from vlm_jax.models.vlm import init_params
 from vlm_jax.sharding import batch_sharding, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, Log, say
-from vlm_jax.training.optimizer import merge, split_trainable
+from vlm_jax.training.optimizer import merge
 from vlm_jax.training.recipe import Recipe, Stage
 from vlm_jax.training.step import Trainer, TrainState
 from vlm_jax.training.workdir import Workdir
@@ -114,6 +115,7 @@ def train(
         params = _restore_params(checkpoints, number, {k: v for k, v in params.items() if k in alive}, mesh)
         stage = recipe.stages[progress.stage]
         say(f"continuing from checkpoint {number}: stage {stage.name}, step {progress.step} of {stage.steps}")
+    check_stages(recipe, splits, tokenizer, mesh, progress.stage)
     clock.add(progress.seconds)
     log = Log(workdir, number or 0, clock, recipe.runtime.log_seconds)
     try:
@@ -125,8 +127,41 @@ def train(
             params = runner.run(params, progress)
         return Trained(params, progress.figures)
     finally:
-        log.close()
-        checkpoints.close()  # after an error too: what is being written is somebody's work
+        try:
+            log.close()
+        finally:
+            checkpoints.close()  # after an error too: what is being written is somebody's work
+
+
+def check_stages(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, first: int = 0) -> None:
+    """Finds what would stop stage number `first` or a later one when its turn comes, which may be days from now.
+
+    Raises:
+      UserError: globs that match nothing, rows that the mesh does not divide, weights or records that do not fit.
+    """
+    params = jax.eval_shape(lambda: initial_params(recipe))
+    hosts = mesh.shape["data"] * mesh.shape["fsdp"]
+    for i, stage in enumerate(recipe.stages[first:], start=first):
+        if stage.data.rows % hosts:
+            raise UserError(
+                f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
+            )
+        Trainer(stage, recipe.models, mesh, params)
+        stage_batches(recipe, i, splits, tokenizer)
+
+
+def stage_batches(recipe: Recipe, index: int, splits: Splits, tokenizer: Tokenizer, start: Position = START) -> Batches:
+    """The batches of stage number `index`.
+
+    Raises:
+      UserError: the stage's weights do not fit the data, or a record does not fit a row.
+    """
+    data = recipe.stages[index].data
+    preparer = recipe.system.preparer(tokenizer, data.tokens, loss_reduction=recipe.stages[index].loss_reduction)
+    try:
+        return Batches(splits.train, preparer, data, recipe.seed, start, stage=index)
+    except UserError as error:
+        raise UserError(f"config.stages[{index}].data: {error}") from None
 
 
 def _restore_params(checkpoints: Checkpoints, number: int, shapes: Any, mesh: Mesh) -> dict[str, Any]:
@@ -160,7 +195,10 @@ class StageRunner:
         self.before = sum(stage.steps for stage in recipe.stages[:index])
 
     def run(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """Trains from `progress` (which it advances) to the stage's end and returns all parameters."""
+        """Trains from `progress` (which it advances) to the stage's end and returns all parameters.
+
+        `params` is empty afterwards: the stage moves copies, and two of everything need not fit the device.
+        """
         if progress.step == self.stage.steps:
             return params
         trainer = Trainer(self.stage, self.recipe.models, self.mesh, params)
@@ -170,8 +208,9 @@ class StageRunner:
             state = state._replace(
                 step=jax.device_put(np.int32(progress.step), state.step.sharding), optimizer=optimizer
             )
-        _, untouched = split_trainable(params, self.stage.trainable)
-        del params
+        moved = flatten(state.trainable)
+        untouched = unflatten({path: leaf for path, leaf in flatten(params).items() if path not in moved})
+        params.clear()
         if progress.step == 0:
             trained, fixed = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.trainable, state.frozen))
             say(
@@ -185,7 +224,8 @@ class StageRunner:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1000 + self.index)
         place, meter = batch_sharding(self.mesh), Meter(self.stage, self.log, self.before, progress)
         saved = time.monotonic()
-        for position, batch in self._batches(progress.position):
+        numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position)
+        for position, batch in read_ahead(numbered, self.recipe.runtime.workers):
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), batch)
             state, metrics = trainer.step(state, batch, key)
             progress.step, progress.position = progress.step + 1, position
@@ -193,6 +233,7 @@ class StageRunner:
             ended = progress.step == self.stage.steps
             due = time.monotonic() - saved > self.recipe.runtime.checkpoint_seconds
             if ended or due or self.interrupt.requested:
+                meter.flush()  # a checkpoint knows all steps before it, and none of them was in vain
                 progress.seconds = self.clock.seconds
                 params = merge(untouched, state.trainable)
                 number = self.before + progress.step
@@ -204,19 +245,6 @@ class StageRunner:
             if ended:
                 return state
         raise AssertionError("the data pipeline never ends")
-
-    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
-        stage, recipe = self.stage, self.recipe
-        preparer = recipe.system.preparer(self.tokenizer, stage.data.tokens, loss_reduction=stage.loss_reduction)
-        return batches(
-            self.splits.train,
-            preparer,
-            stage.data,
-            recipe.seed,
-            start,
-            stage=self.index,
-            workers=recipe.runtime.workers,
-        )
 
 
 class Meter:
@@ -237,14 +265,27 @@ class Meter:
         waiting, self._waiting = self._waiting, (step, metrics)
         if waiting is not None:
             self._read(*waiting)
-        if step == self._stage.steps:
-            self._read(*self._waiting)
+
+    def flush(self) -> None:
+        """Reads and writes what is left, up to the last step that was added."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._read(*waiting)
+            if self._count:
+                self._write(waiting[0])
 
     def _read(self, step: int, metrics: Any) -> None:
-        for name, value in jax.device_get(metrics).items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"stage {self._stage.name}, step {step}: the loss is {values['loss']} (the gradient's norm was "
+                f"{values['gradient_norm']:.3g}); the last checkpoint is from before. A lower "
+                "optimizer.learning_rate or more warm-up may help"
+            )
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
-        if step % LOG_EVERY == 0 or step == self._stage.steps or step == 1:
+        if step % LOG_EVERY == 0 or step == 1:
             self._write(step)
 
     def _write(self, step: int) -> None:
@@ -253,7 +294,7 @@ class Meter:
         speed = {f"{name}_per_second": self._sums[name] / seconds for name in ("conversations", "tokens", "tiles")}
         useful = {
             "useful_tokens": mean.pop("tokens") / (data.rows * data.tokens),
-            "useful_tiles": mean.pop("tiles") / (data.rows * data.tiles),
+            "useful_tiles": mean.pop("tiles") / max(1, data.rows * data.tiles),
         }
         entry = {"stage": self._stage.name, "step": step, **mean, **speed, **useful}
         left = (self._stage.steps - step) * seconds / self._count

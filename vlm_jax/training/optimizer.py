@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,7 +22,8 @@ class OptimizerConfig:
 
     Attributes:
       type: "muon" orthogonalises the momentum of every kernel inside the layers and the connector (Jordan et al. 2024),
-        scaled to the size of AdamW's updates (Liu et al. 2025) so that rates carry over; all else gets AdamW.
+        scaled to the size of AdamW's updates (Liu et al. 2025) so that rates carry over; all else gets AdamW with
+        Nesterov's momentum.
       learning_rate: at the end of warm-up.
       schedule: cosine to `final_ratio` times the rate, linear to it, or constant.
       warmup_ratio: share of the stage's steps in which the rate rises linearly from 0.
@@ -56,43 +58,69 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The whole chain; it is given trainable parameters only, so frozen ones have no state."""
+def without_schedule(config: OptimizerConfig) -> OptimizerConfig:
+    """The config with the default rate and schedule: equal where two optimizers differ in nothing else."""
+    return dataclasses.replace(config, **{name: getattr(OptimizerConfig(), name) for name in _SCHEDULE})
+
+
+_SCHEDULE = ("learning_rate", "schedule", "final_ratio", "warmup_ratio")
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The whole chain at learning rate 1: every update, weight decay included, is in proportion to the rate.
+
+    It is given trainable parameters only, so frozen ones have no state.
+    """
 
     def decayed(params: Any) -> Any:
         spared = {path: any(globs.matches(path, g) for g in config.no_decay) for path in globs.flatten(params)}
         return globs.unflatten({path: not spare for path, spare in spared.items()})
 
-    rate = learning_rate(config, steps)
     if config.type == "muon":
         update = optax.contrib.muon(
-            rate,
+            1.0,
             weight_decay=config.weight_decay,
             weight_decay_mask=decayed,
+            eps=config.eps,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_muon_dimensions,
             consistent_rms=0.2,
         )
+        # Optax's mask reaches the matrices alone; the rest is decayed here.
+        update = optax.chain(update, _decay_others(config.weight_decay, decayed))
     else:
         update = optax.adamw(
-            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+            1.0, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
         )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, update, _scale_by_path(config.multipliers))
 
 
+_MATRICES = (
+    ("**", None),
+    ("**/layers/**/kernel", MuonDimensionNumbers((0,), (-1,))),
+    ("**/connector/*/kernel", MuonDimensionNumbers((0,), (-1,))),
+    ("**/attention/*/kernel", MuonDimensionNumbers((0,), (1, 2))),
+    ("**/attention/out/kernel", MuonDimensionNumbers((0, 1), (2,))),
+)
+"""Which parameters Muon takes, and how each is a matrix (which axes it sums over, which it makes); None is AdamW's."""
+
+
 def _muon_dimensions(params: Any) -> Any:
-    """How each kernel is a matrix (which axes it sums over, which it makes); None leaves a parameter to AdamW."""
-    rules = (
-        ("**", None),
-        ("**/layers/**/kernel", MuonDimensionNumbers((0,), (-1,))),
-        ("**/connector/*/kernel", MuonDimensionNumbers((0,), (-1,))),
-        ("**/attention/*/kernel", MuonDimensionNumbers((0,), (1, 2))),
-        ("**/attention/out/kernel", MuonDimensionNumbers((0, 1), (2,))),
-    )
-    return globs.unflatten({path: globs.last_match(path, rules, None) for path in globs.flatten(params)})
+    return globs.unflatten({path: globs.last_match(path, _MATRICES, None) for path in globs.flatten(params)})
+
+
+def _decay_others(weight_decay: float, decayed: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Decoupled weight decay, at learning rate 1, of what is decayed and not Muon's."""
+
+    def decay(updates: Any, params: Any) -> Any:
+        flat, mask = globs.flatten(params), globs.flatten(decayed(params))
+        ours = {path for path in flat if mask[path] and globs.last_match(path, _MATRICES, None) is None}
+        pairs = globs.flatten(updates).items()
+        return globs.unflatten({path: u - weight_decay * flat[path] if path in ours else u for path, u in pairs})
+
+    return optax.stateless(decay)
 
 
 def _scale_by_path(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

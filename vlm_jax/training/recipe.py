@@ -64,29 +64,42 @@ class EvaluationConfig:
       gallery: pictures shown in the report.
     """
 
-    split: str = "test"
+    split: Literal["validation", "test"] = "test"
     limit: int = 0
     max_new_tokens: int = 40
     batch_size: int = 50
     gallery: int = 36
 
+    def __post_init__(self) -> None:
+        for name, least in {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"config.evaluation.{name}: must be at least {least}, got {getattr(self, name)}")
+
 
 @config_class
 class Runtime:
-    """What may differ from one start of a run to the next, because it does not change the numbers.
+    """What may differ from one start of a run to the next: of the numbers it changes the order of sums at most.
 
     Attributes:
       mesh: how devices are laid out.
+      cpu_devices: as how many devices JAX sees this machine's CPU; 0 leaves it to JAX (one). Small models leave cores
+        idle in operations that XLA runs on one thread; two devices run two of them at a time.
       workers: Grain worker processes; 0 prepares batches in threads.
       log_seconds, checkpoint_seconds: how often a line is printed and a checkpoint written.
       keep_checkpoints: how many of the newest are kept; the ends of stages stay always.
     """
 
     mesh: MeshConfig = MeshConfig()
+    cpu_devices: int = 0
     workers: int = 0
     log_seconds: float = 10.0
     checkpoint_seconds: float = 60.0
     keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in {"keep_checkpoints": 1, "cpu_devices": 0, "workers": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"config.runtime.{name}: must be at least {least}, got {getattr(self, name)}")
 
 
 @config_class
@@ -103,7 +116,7 @@ class Recipe:
       stages: run in order.
       evaluation: what is measured at the end.
       compute: dtype, rematerialisation and the like of the student and teacher.
-      runtime: what does not change the numbers.
+      runtime: what may change from one start to the next.
     """
 
     name: str
@@ -121,9 +134,21 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise UserError(f"config.stages: names must differ, got {', '.join(names)}")
+        vision = self.system.model.vision
+        if self.teacher is not None:
+            for name in ("image_size", "patch_size"):  # both see the same batch
+                ours, its = getattr(vision, name), getattr(self.teacher.vision, name)
+                if ours != its:
+                    raise UserError(f"config.teacher.vision.{name} is {its}, config.system.model.vision.{name} {ours}")
         for i, stage in enumerate(self.stages):
             if "teacher" in stage.objective.parts and self.teacher is None:
                 raise UserError(f"config.stages[{i}].objective needs config.teacher")
+            longest = self.system.model.decoder.max_tokens
+            if stage.data.tokens > longest:
+                raise UserError(
+                    f"config.stages[{i}].data.tokens is {stage.data.tokens}, more than the decoder's context of "
+                    f"{longest} (config.system.model.decoder.max_tokens)"
+                )
 
     @property
     def models(self) -> Models:
@@ -136,5 +161,5 @@ def recipe_config(**fields: Any) -> Any:
     return complete(Recipe, fields)
 
 
-RUNTIME_ONLY: Literal["config.runtime"] = "config.runtime"
-"""Path prefix of the fields that may differ when a run is continued."""
+MAY_CHANGE = ("config.runtime.", "config.data.directory")
+"""Beginnings of the paths of fields that may differ when a run is continued."""

@@ -1,20 +1,32 @@
-"""The train state and the one compiled step that every stage runs."""
+"""The train state and the compiled step that every stage runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from vlm_jax import globs
 from vlm_jax.batch import Batch
+from vlm_jax.errors import UserError
 from vlm_jax.sharding import batch_sharding, replicated, tree_shardings
 from vlm_jax.training.objectives import Models, Params
-from vlm_jax.training.optimizer import cast, learning_rate, make_optimizer, merge, split_trainable
-from vlm_jax.training.recipe import Stage
+from vlm_jax.training.optimizer import (
+    OptimizerConfig,
+    cast,
+    learning_rate,
+    make_optimizer,
+    merge,
+    split_trainable,
+    without_schedule,
+)
+from vlm_jax.training.recipe import Objective, Stage
 
 
 class TrainState(NamedTuple):
@@ -33,59 +45,63 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-class Trainer:
-    """One stage on one mesh: makes its state and holds its compiled step.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step computes: all that is compiled into it. Stages that share it share one compilation.
 
     Attributes:
-      shardings: of the state, leaf by leaf.
-      step: (state, batch, key) -> (state, metrics); gives the old state's memory back.
+      objective: what is minimised.
+      trainable: ordered path globs of the parameters that move.
+      accumulation: micro-batches that one step is made of.
+      optimizer: without its schedule, which reaches the step as the rate of the moment.
+      models: that the objective works on.
     """
 
-    def __init__(self, stage: Stage, models: Models, mesh: Mesh, shapes: Params) -> None:
-        """Builds the step for parameters of the given `shapes` (a tree of anything with shape and dtype).
+    objective: Objective
+    trainable: tuple[str, ...]
+    accumulation: int
+    optimizer: OptimizerConfig
+    models: Models
+
+    @classmethod
+    def of(cls, stage: Stage, models: Models) -> Step:
+        """The step of a stage."""
+        optimizer = without_schedule(stage.optimizer)
+        return cls(stage.objective, stage.trainable, stage.accumulation, optimizer, models)
+
+    def new_state(self, params: Params) -> TrainState:
+        """A fresh optimizer around `params`.
 
         Raises:
-          ValueError: the stage's globs match no parameter.
+          UserError: a glob, or all together, match no parameter.
         """
-        self.stage, self.models, self.mesh = stage, models, mesh
-        self.optimizer = make_optimizer(stage.optimizer, stage.steps)
-        self.rate = learning_rate(stage.optimizer, stage.steps)
-        abstract = jax.eval_shape(self._new_state, shapes)
-        self.shardings = tree_shardings(abstract, mesh)
-        self.abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, self.shardings
-        )
-        self.step: Callable[..., tuple[TrainState, dict[str, jax.Array]]] = jax.jit(
-            self._step,
-            in_shardings=(self.shardings, batch_sharding(mesh), replicated(mesh)),
-            out_shardings=(self.shardings, replicated(mesh)),
-            donate_argnums=0,
-        )
-
-    def init(self, params: Params) -> TrainState:
-        """A fresh optimizer around `params`, laid out on the mesh."""
-        with jax.set_mesh(self.mesh):
-            return jax.jit(self._new_state, out_shardings=self.shardings)(params)
-
-    def _new_state(self, params: Params) -> TrainState:
-        params = {part: tree for part, tree in params.items() if part in self.stage.objective.parts}
-        trainable, frozen = split_trainable(params, self.stage.trainable)
+        params = {part: tree for part, tree in params.items() if part in self.objective.parts}
+        globs.check(params, (glob.removeprefix("!") for glob in self.trainable), "trainable")
+        globs.check(params, (glob for glob, _ in self.optimizer.multipliers), "optimizer.multipliers")
+        trainable, frozen = split_trainable(params, self.trainable)
         if not trainable:
-            raise ValueError(f"stage {self.stage.name}: no parameter matches {self.stage.trainable}")
+            raise UserError(f"trainable: {', '.join(self.trainable)} leave no parameter to train")
         frozen = cast(frozen, self.models.compute.dtype)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, self.optimizer.init(trainable))
+        optimizer = make_optimizer(self.optimizer).init(trainable)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer)
 
-    def _step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def run(
+        self, state: TrainState, batch: Batch, key: jax.Array, rate: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One optimizer step at learning rate `rate` (float32 scalar) and its metrics."""
         key = jax.random.fold_in(key, state.step)
         grads, sums = self._gradients(state, batch, key)
-        grads = jax.tree.map(lambda g: g / sums["weight"], grads)
-        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
+        # Nothing to learn from in the whole batch: then the sums are 0 as well.
+        weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, optimizer = make_optimizer(self.optimizer).update(grads, state.optimizer, state.trainable)
+        updates = jax.tree.map(lambda update: rate * update, updates)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
-            "loss": sums["loss"] / sums["weight"],
-            "accuracy": sums["right"] / sums["weight"],
+            "loss": sums["loss"] / weight,
+            "accuracy": sums["right"] / weight,
             "gradient_norm": optax.global_norm(grads),
-            "learning_rate": self.rate(state.step),
+            "learning_rate": rate,
             "tokens": jnp.sum(batch.segments > 0),
             "conversations": jnp.sum(jnp.max(batch.segments, axis=1)),
             "tiles": jnp.sum(batch.tile_grid[..., 0] > 0),
@@ -96,11 +112,11 @@ class Trainer:
         """Gradients of the *sum* of losses, and the sums: dividing once at the end makes it one global mean."""
 
         def total(trainable: Params, batch: Batch, key: jax.Array) -> Any:
-            loss, sums = self.stage.objective(self.models, merge(trainable, state.frozen), batch, key)
+            loss, sums = self.objective(self.models, merge(trainable, state.frozen), batch, key)
             return loss, {**sums, "loss": loss}
 
         gradient = jax.grad(total, has_aux=True)
-        n = self.stage.accumulation
+        n = self.accumulation
         if n == 1:
             return gradient(state.trainable, batch, key)
         # Row r goes to micro-batch r % n, so that every device keeps its own rows in each of them.
@@ -114,10 +130,61 @@ class Trainer:
         return jax.lax.scan(add, zeros, (micro, jax.random.split(key, n)))[0]
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(step: Step, mesh: Mesh, places: tuple[NamedSharding, ...], structure: Any) -> tuple[Callable, Callable]:
+    """The jitted `new_state` and `run` of a step whose state has these shardings."""
+    shardings = jax.tree.unflatten(structure, places)
+    run = jax.jit(
+        step.run,
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jax.jit(step.new_state, out_shardings=shardings), run
+
+
+class Trainer:
+    """One stage on one mesh: makes its state and runs its steps.
+
+    Attributes:
+      shardings: of the state, leaf by leaf.
+      abstract: shapes, dtypes and shardings of the state.
+      rate: step number (int32) -> learning rate.
+    """
+
+    def __init__(self, stage: Stage, models: Models, mesh: Mesh, shapes: Params) -> None:
+        """Builds the step for parameters of the given `shapes` (a tree of anything with shape and dtype).
+
+        Raises:
+          UserError: one of the stage's globs matches no parameter.
+        """
+        self.mesh = mesh
+        step = Step.of(stage, models)
+        try:
+            abstract = jax.eval_shape(step.new_state, shapes)
+        except UserError as error:
+            raise UserError(f"config.stages '{stage.name}': {error}") from None
+        self.shardings = tree_shardings(abstract, mesh)
+        self.abstract = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, self.shardings
+        )
+        places, structure = jax.tree.flatten(self.shardings)
+        self._new_state, self._run = _compiled(step, mesh, tuple(places), structure)
+        self.rate = jax.jit(learning_rate(stage.optimizer, stage.steps))
+
+    def init(self, params: Params) -> TrainState:
+        """A fresh optimizer around `params`, laid out on the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self._new_state(params)
+
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The next state and the step's metrics; gives the old state's memory back."""
+        return self._run(state, batch, key, self.rate(state.step))
+
+    def lower(self, batch: Any, key: jax.Array) -> jax.stages.Lowered:
+        """The step for such a batch before XLA compiles it."""
+        return self._run.lower(self.abstract, batch, key, jax.ShapeDtypeStruct((), jnp.float32))
+
+
 def _first(batches: Batch) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
-
-
-def finished_params(state: TrainState, before: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters after a stage: those it trained, and the others as they were before it (not as cast for it)."""
-    return merge(before, state.trainable)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlm_jax.checkpoints import complete
 from vlm_jax.config import flatten, to_plain
 from vlm_jax.errors import UserError
-from vlm_jax.training.recipe import RUNTIME_ONLY, Recipe
+from vlm_jax.files import write_atomically
+from vlm_jax.training.recipe import MAY_CHANGE, Recipe
 
 
 class Workdir:
@@ -33,30 +38,56 @@ class Workdir:
     def open(self, recipe: Recipe) -> bool:
         """Makes the folder, or checks that it belongs to `recipe`; returns whether it existed.
 
-        Fields under `config.runtime` may differ: they do not change the numbers.
+        Fields under `config.runtime` may differ, and where the data lies. As long as there is no checkpoint, everything
+        may.
 
         Raises:
           UserError: the folder cannot be made, or holds a run whose config differs (naming the fields).
         """
         plain = to_plain(recipe)
-        if not self.config.is_file():
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                write_text(self.config, json.dumps(plain, indent=1))
-            except OSError as error:
-                raise UserError(f"--workdir={self.root}: {error.strerror}") from None
-            return False
+        existed = self.config.is_file()
+        if existed:
+            differences = config_differences(self._read_config(), plain)
+            if not differences:
+                return True
+            if complete(self.checkpoints):
+                raise UserError(
+                    f"--workdir={self.root} belongs to a run with another config: {'; '.join(differences)}. "
+                    "Give another --workdir, or undo the change"
+                )
+            # Nothing was trained yet (a first attempt was refused): the new config may have the folder.
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
         try:
-            before = json.loads(self.config.read_text())
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, json.dumps(plain, indent=1))
+        except OSError as error:
+            raise UserError(f"--workdir={self.root}: {error.strerror}") from None
+        return existed
+
+    def _read_config(self) -> Any:
+        try:
+            return json.loads(self.config.read_text())
         except ValueError as error:
             raise UserError(f"{self.config}: not valid JSON ({error}); is this the folder of a run?") from None
-        differences = config_differences(before, plain)
-        if differences:
-            raise UserError(
-                f"--workdir={self.root} belongs to a run with another config: {'; '.join(differences)}. "
-                "Give another --workdir, or undo the change"
-            )
-        return True
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one process at a time; the lock ends with the process, however it ends.
+
+        Raises:
+          UserError: another process is running there, or the folder cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"--workdir={self.root}: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"--workdir={self.root}: another process is running in it") from None
+            yield
 
 
 def config_differences(before: Any, now: Any) -> list[str]:
@@ -66,12 +97,5 @@ def config_differences(before: Any, now: Any) -> list[str]:
     return [
         f"{path} was {old.get(path, absent)!r}, is {new.get(path, absent)!r}"
         for path in sorted(old.keys() | new.keys())
-        if not path.startswith(RUNTIME_ONLY + ".") and old.get(path, absent) != new.get(path, absent)
+        if not path.startswith(MAY_CHANGE) and old.get(path, absent) != new.get(path, absent)
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)

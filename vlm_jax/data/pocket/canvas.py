@@ -25,6 +25,12 @@ FONTS = (
 )
 """TrueType fonts that matplotlib ships."""
 
+Grid = tuple[int, int]
+"""Tiles across and down."""
+
+ONE_TILE: Mapping[Grid, float] = {(1, 1): 1.0}
+"""Layouts of the pictures that training begins with."""
+
 Color = tuple[int, int, int]
 
 

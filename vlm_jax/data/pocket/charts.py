@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
-from vlm_jax.data.pocket.canvas import TILE, canvas_size, choose, paper_and_ink, pick, pixels_per_model_pixel
+from vlm_jax.data.pocket.canvas import TILE, Grid, canvas_size, choose, paper_and_ink, pick, pixels_per_model_pixel
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
@@ -20,6 +21,10 @@ LAYOUTS = {(1, 1): 0.58, (2, 1): 0.22, (2, 2): 0.12, (3, 2): 0.04, (3, 1): 0.04}
 
 BARS = {(1, 1): (2, 3), (2, 1): (2, 4), (2, 2): (2, 4), (3, 2): (3, 4), (3, 1): (3, 4)}
 """Tile grid → fewest and most bars."""
+
+SERIES = 0.55
+"""Share of the charts whose bars are called A, B, C, ... from left to right; the others have letters in any order, or
+words."""
 
 FAMILIES = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral")
 
@@ -38,9 +43,11 @@ class Chart:
         return "chart: " + ", ".join(f"{label} {value}" for label, value in zip(self.labels, self.values, strict=True))
 
 
-def draw_chart(rng: np.random.Generator, material: Material, ask: str) -> Scene:
+def draw_chart(
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+) -> Scene:
     """A bar chart: the `value` of a bar, the `highest`, the `lowest`, or whether one is higher than another."""
-    chart, image, _ = make_chart(rng, material)
+    chart, image, _ = make_chart(rng, material, layouts)
     return Scene(
         image=image,
         questions=_questions(rng, chart, ask),
@@ -49,14 +56,16 @@ def draw_chart(rng: np.random.Generator, material: Material, ask: str) -> Scene:
     )
 
 
-def make_chart(rng: np.random.Generator, material: Material) -> tuple[Chart, Image.Image, dict[str, Box]]:
+def make_chart(
+    rng: np.random.Generator, material: Material, layouts: Mapping[Grid, float] = LAYOUTS
+) -> tuple[Chart, Image.Image, dict[str, Box]]:
     """Invents and draws a chart that belongs to the split of `material`.
 
     Returns:
       The chart, its picture, and the box of every bar in pixels by the bar's label.
     """
     while True:
-        grid = pick(rng, LAYOUTS)
+        grid = pick(rng, layouts)
         chart = _invent(rng, material.words, grid)
         if split_of(chart.content) == material.split:
             return chart, *_draw(rng, chart, grid)
@@ -76,7 +85,9 @@ def _invent(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, i
     # A letter is about seven model pixels wide, and the scale to the left takes the room of two.
     room = (TILE * grid[0] - 16) / count / (7.5 * _enlargement(grid))
     short = [word for word in words if len(word) <= room - 0.5]
-    if len(short) < 8 or rng.random() < 0.3:
+    if rng.random() < SERIES:
+        labels = list("ABCD"[:count])
+    elif len(short) < 8 or rng.random() < 0.3:
         labels = [str(letter) for letter in rng.permutation(list("ABCDEFGH"))[:count]]
     else:
         labels = [short[k] for k in rng.permutation(len(short))[:count]]

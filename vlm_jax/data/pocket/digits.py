@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm_jax.data.pocket.canvas import blank, canvas_size, paper_and_ink, pick
+from vlm_jax.data.pocket.canvas import blank, canvas_size, choose, paper_and_ink, pick
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Question, Scene
 
 KINDS = ("cell",)
-COUNT_KINDS = ("count", "sum")
+COUNT_KINDS = ("number", "count", "sum")
 
 LAYOUTS = {
     (3, 3, (1, 1)): 0.80,
@@ -40,6 +40,12 @@ COUNT_LAYOUTS = {
     (2, 2, (2, 2)): 0.06,
 }
 
+ONE_TILE_COUNTS = {key: share for key, share in COUNT_LAYOUTS.items() if key[2] == (1, 1)}
+"""Those of them in one tile."""
+
+EMPTY = -1
+"""In place of the number of a digit image: nothing is drawn."""
+
 MOST = 4
 """Counts asked for in validation and test run from 0 to this, equally often where the grid is large enough."""
 
@@ -55,10 +61,17 @@ def draw_digits(
     return _scene(rng, material, picks, tiles, questions)
 
 
-def draw_count(rng: np.random.Generator, material: Material, ask: str) -> Scene:
-    """A grid of digits; `count` asks how often one appears, `sum` what two in one row or column add up to."""
-    layouts = {key: share for key, share in COUNT_LAYOUTS.items() if ask != "sum" or 2 in key[:2]}
+def draw_count(
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Any, float] = COUNT_LAYOUTS
+) -> Scene:
+    """A grid of digits: their `number` where some places are empty, the `count` of one of them, the `sum` of a line.
+
+    A line of which the sum is asked is a row or a column of two digits.
+    """
+    layouts = {key: share for key, share in layouts.items() if ask != "sum" or 2 in key[:2]}
     rows, columns, tiles = pick(rng, layouts)
+    if ask == "number":
+        return _scattered(rng, material, (rows, columns), tiles)
     cells = rows * columns
     digit, times = int(rng.integers(10)), int(rng.integers(min(MOST, cells - 1) + 1))
     others = rng.choice(np.flatnonzero(material.labels != digit), cells - times)
@@ -72,9 +85,24 @@ def draw_count(rng: np.random.Generator, material: Material, ask: str) -> Scene:
     return _scene(rng, material, picks, tiles, questions + _line_questions(rng, labels)[:1])
 
 
-def transcribe(labels: np.ndarray) -> str:
+def _scattered(rng: np.random.Generator, material: Material, shape: tuple[int, int], tiles: tuple[int, int]) -> Scene:
+    """Digits in some of the places of a grid, from one to all equally often; no question asks for a place."""
+    places = shape[0] * shape[1]
+    number = int(rng.integers(1, places + 1))
+    picks = np.full(places, EMPTY)
+    picks[rng.permutation(places)[:number]] = rng.integers(len(material.labels), size=number)
+    labels = material.labels[picks[picks != EMPTY]]
+    questions = [
+        Question("number", "How many digits are there?", str(number)),
+        _count_question(labels, int(choose(rng, labels))),
+    ]
+    return _scene(rng, material, picks.reshape(shape), tiles, questions)
+
+
+def transcribe(rows: Iterable[Iterable[int]]) -> str:
     """All digits, a row a line, without spaces: every digit is one token of a tokenizer that splits digits."""
-    return "\n".join("".join(str(digit) for digit in row) for row in labels)
+    lines = ["".join(str(digit) for digit in row) for row in rows]
+    return "\n".join(line for line in lines if line)
 
 
 def ink_mask(rng: np.random.Generator, digit: np.ndarray, side: int) -> Image.Image:
@@ -89,7 +117,7 @@ def ink_mask(rng: np.random.Generator, digit: np.ndarray, side: int) -> Image.Im
 
 
 def draw_grid(rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int]) -> Image.Image:
-    """Draws the digits with numbers `picks` [rows, columns] of `material` onto one sheet."""
+    """Draws the digits with numbers `picks` [rows, columns] of `material` (or nothing, `EMPTY`) onto one sheet."""
     size = canvas_size(rng, tiles)
     paper, ink = paper_and_ink(rng, dark=0.15)
     sheet = blank(rng, size, paper)
@@ -101,6 +129,8 @@ def draw_grid(rng: np.random.Generator, material: Material, picks: np.ndarray, t
         _rule(sheet, (left, top, cell_width, cell_height), picks.shape, paper, ink)
     for row in range(rows):
         for column in range(columns):
+            if picks[row, column] == EMPTY:
+                continue
             side = round(min(cell_width, cell_height) * rng.uniform(0.84, 1.0))
             slack = np.asarray([cell_width - side, cell_height - side])
             # Away from the middle of a wide cell by at most a sixth of the room, so that rows and columns stay clear.
@@ -125,11 +155,12 @@ def _rule(sheet: Image.Image, cell: tuple, shape: tuple, paper: tuple, ink: tupl
 def _scene(
     rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int], questions: list[Question]
 ) -> Scene:
+    drawn = picks[picks != EMPTY]
     return Scene(
         image=draw_grid(rng, material, picks, tiles),
         questions=tuple(questions),
-        transcription=Question("transcription", READ, transcribe(material.labels[picks])),
-        provenance={"digits": sorted({int(index) for index in material.indices[picks].ravel()})},
+        transcription=Question("transcription", READ, transcribe(material.labels[row[row != EMPTY]] for row in picks)),
+        provenance={"digits": sorted({int(index) for index in material.indices[drawn]})},
     )
 
 

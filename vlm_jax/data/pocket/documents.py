@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vlm_jax.data.pocket.canvas import (
     FONTS,
+    Grid,
     blank,
     canvas_size,
     choose,
@@ -31,6 +33,12 @@ LINES = {(1, 1): (2, 3), (2, 1): (2, 3), (1, 2): (3, 5), (2, 2): (4, 5), (3, 2):
 SMALLEST_CAPITAL = 8.0
 """A capital letter is at least this high, in pixels of the tiles that the model sees."""
 
+TEMPLATES = (("Name", "Age", "Room"), ("Code", "Size", "Age"))
+"""Forms as they are printed: these fields, each always in its line."""
+
+PRINTED_FORMS = 0.7
+"""Share of these among the forms of three lines; the others have any fields in any order."""
+
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 HEADINGS = {"receipt": ("Receipt", "Bill", "Invoice"), "form": ("Form", "Record", "Entry")}
@@ -50,10 +58,12 @@ class Document:
         return self.kind + ": " + ", ".join(f"{label} {value}" for label, value in self.lines)
 
 
-def draw_document(rng: np.random.Generator, material: Material, ask: str) -> Scene:
+def draw_document(
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+) -> Scene:
     """A receipt (`price` of an item, `total`) or a form (`field`)."""
     kind = "form" if ask == "field" else "receipt"
-    document, image, _ = make_document(rng, material, kind)
+    document, image, _ = make_document(rng, material, kind, layouts)
     return Scene(
         image=image,
         questions=_questions(rng, document, ask),
@@ -63,7 +73,7 @@ def draw_document(rng: np.random.Generator, material: Material, ask: str) -> Sce
 
 
 def make_document(
-    rng: np.random.Generator, material: Material, kind: str
+    rng: np.random.Generator, material: Material, kind: str, layouts: Mapping[Grid, float] = LAYOUTS
 ) -> tuple[Document, Image.Image, dict[str, Box]]:
     """Writes and draws a document that belongs to the split of `material`.
 
@@ -71,7 +81,7 @@ def make_document(
       The document, its picture, and the box of every line in pixels by the line's label.
     """
     while True:
-        grid = pick(rng, LAYOUTS)
+        grid = pick(rng, layouts)
         document = _receipt(rng, material.words, grid) if kind == "receipt" else _form(rng, material.words, grid)
         if split_of(document.content) != material.split:
             continue
@@ -97,7 +107,7 @@ def _receipt(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, 
 
 
 def _form(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, int]) -> Document:
-    """Two to five of the fields below, in random order."""
+    """The fields of one of `TEMPLATES`, in their order; or two to five of all fields in any order."""
     fewest, most = LINES[grid]
     day = int(rng.integers(1, 29))
     fields = {
@@ -109,10 +119,13 @@ def _form(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, int
         "Date": f"{day} {choose(rng, MONTHS)}",
         "Topic": choose(rng, words),
     }
-    narrow = ("Name", "Code", "Age", "Room", "Size")
-    names = narrow if grid[0] == 1 else tuple(fields)
-    order = rng.permutation(len(names))[: int(rng.integers(fewest, most + 1))]
-    return Document("form", tuple((names[k], fields[names[k]]) for k in order), _heading(rng, "form", grid))
+    if fewest <= 3 <= most and rng.random() < PRINTED_FORMS:
+        names = choose(rng, TEMPLATES)
+    else:
+        narrow = ("Name", "Code", "Age", "Room", "Size")
+        any_order = rng.permutation(narrow if grid[0] == 1 else list(fields))
+        names = any_order[: int(rng.integers(fewest, most + 1))]
+    return Document("form", tuple((str(name), fields[name]) for name in names), _heading(rng, "form", grid))
 
 
 def _distinct_words(rng: np.random.Generator, words: tuple[str, ...], count: int, longest: int) -> list[str]:

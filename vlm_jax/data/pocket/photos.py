@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from vlm_jax.data.pocket.canvas import canvas_size, choose, pick
+from vlm_jax.data.pocket.canvas import Grid, canvas_size, choose, pick
 from vlm_jax.data.pocket.material import Material, Region
 from vlm_jax.data.pocket.scene import Question, Scene
 
@@ -18,12 +20,14 @@ SMALLEST_CROP = 0.45
 """Shortest side of a crop, as a share of the largest of its shape that the region holds."""
 
 
-def draw_photo(rng: np.random.Generator, material: Material, ask: str, number: int) -> Scene:
+def draw_photo(
+    rng: np.random.Generator, material: Material, ask: str, number: int, layouts: Mapping[Grid, float] = LAYOUTS
+) -> Scene:
     """A crop of the photograph that is the turn of record `number`, so that all are asked for equally often."""
     names = sorted(material.regions)
     name = names[number % len(names)]
     region = choose(rng, material.regions[name])
-    image = crop_region(rng, region, canvas_size(rng, pick(rng, LAYOUTS)), jitter=material.split == "train")
+    image = crop_region(rng, region, canvas_size(rng, pick(rng, layouts)), jitter=material.split == "train")
     other = choose(rng, [other for other in names if other != name])
     guess = choose(rng, (name, other))
     colored = _is_colored(region)
@@ -33,8 +37,7 @@ def draw_photo(rng: np.random.Generator, material: Material, ask: str, number: i
         Question("color", "Is the photograph in colour?", "yes" if colored else "no"),
     )
     text = f"A {_brightness(image)} {'colour' if colored else 'grey'} photograph: {name}"
-    prompt = choose(rng, ("Describe the image.", "What does the image show?"))
-    return Scene(image, questions, Question("transcription", prompt, text), {"regions": [region.id]})
+    return Scene(image, questions, Question("transcription", "Describe the image.", text), {"regions": [region.id]})
 
 
 def crop_region(rng: np.random.Generator, region: Region, size: tuple[int, int], jitter: bool) -> Image.Image:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm_jax.data.pocket.canvas import FONTS, blank, canvas_size, choose, font, paper_and_ink, pick
+from vlm_jax.data.pocket.canvas import FONTS, Grid, blank, canvas_size, choose, font, paper_and_ink, pick
 from vlm_jax.data.pocket.charts import make_chart
 from vlm_jax.data.pocket.digits import ink_mask
 from vlm_jax.data.pocket.documents import make_document
@@ -26,7 +28,9 @@ SMALLEST_PART = 0.05
 """A bar is asked for where it is at least this share of the picture's height and width."""
 
 
-def draw_point(rng: np.random.Generator, material: Material, ask: str) -> Scene:
+def draw_point(
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+) -> Scene:
     """Things on a sheet, or a chart or document, whose parts are pointed at."""
     provenance: dict = {}
     if ask == "bar":
@@ -39,20 +43,20 @@ def draw_point(rng: np.random.Generator, material: Material, ask: str) -> Scene:
         boxes = {f"the line {label}": box for label, box in lines.items()}
         provenance["content"] = document.content
     else:
-        image, boxes, provenance = _draw_things(rng, material, only_digits=ask == "digit")
+        image, boxes, provenance = _draw_things(rng, material, pick(rng, layouts), only_digits=ask == "digit")
     return _scene(rng, image, boxes, ask, provenance)
 
 
 def _scene(rng: np.random.Generator, image: Image.Image, boxes: dict[str, Box], ask: str, provenance: dict) -> Scene:
-    """Asks where each thing is and, in training, what is in each box."""
+    """Asks where things are and, in training, what is in the box of one."""
     names = [str(name) for name in rng.permutation(list(boxes))]
     answers = {name: format_reference(name) + format_box(boxes[name], image.size) for name in names}
     request = "Please provide the bounding box coordinate of the region this sentence describes: "
     where = [Question(ask, request + format_reference(name), answers[name]) for name in names]
-    what = [Question("what", f"What is in the region {format_box(boxes[name], image.size)}?", name) for name in names]
-    listing = "\n".join(answers[name] for name in boxes)
-    prompt = choose(rng, ("List everything with its box.", "Detect everything in the image."))
-    return Scene(image, (where[0], *what[:1], *where[1:]), Question("transcription", prompt, listing), provenance)
+    # Of a thing that no other question names, as long as there are two: its box is not to be read from the text.
+    what = Question("what", f"What is in the region {format_box(boxes[names[-1]], image.size)}?", names[-1])
+    listing = Question("transcription", "List everything with its box.", "\n".join(answers[name] for name in boxes))
+    return Scene(image, (where[0], what, *where[1:-1]), listing, provenance)
 
 
 def _large_enough(box: Box, size: tuple[int, int]) -> bool:
@@ -60,14 +64,13 @@ def _large_enough(box: Box, size: tuple[int, int]) -> bool:
 
 
 def _draw_things(
-    rng: np.random.Generator, material: Material, only_digits: bool
+    rng: np.random.Generator, material: Material, grid: Grid, only_digits: bool
 ) -> tuple[Image.Image, dict[str, Box], dict]:
     """One to three things of any kind, or two to four different digits, that do not overlap."""
-    grid = pick(rng, LAYOUTS)
     size = canvas_size(rng, grid)
     paper, ink = paper_and_ink(rng)
     sheet = blank(rng, size, paper)
-    count = int(rng.integers(2, 5)) if only_digits else 1 + int(rng.choice(3, p=(0.4, 0.4, 0.2)))
+    count = int(rng.integers(2, 5)) if only_digits else 1 + int(rng.choice(3, p=(0.6, 0.25, 0.15)))
     kinds = ["digit"] * count if only_digits else [choose(rng, tuple(_THINGS)) for _ in range(count)]
     boxes: dict[str, Box] = {}
     used: dict[str, set] = {"digits": set(), "regions": set()}
@@ -159,11 +162,11 @@ def _word(rng: np.random.Generator, material: Material, place: tuple, ink: tuple
     word = choose(rng, [word for word in material.words if len(word) <= 5])
     width, height = place[2] - place[0], place[3] - place[1]
     face_name = choose(rng, FONTS)
-    cap = height
-    while cap > 4 and font(face_name, cap).getlength(word) > width:
-        cap -= 1
-    face = font(face_name, cap)
-    left, top, right, bottom = (int(value) for value in face.getbbox(word))
+    for cap in range(height, 3, -1):
+        face = font(face_name, cap)
+        left, top, right, bottom = (int(value) for value in face.getbbox(word))
+        if right - left <= width and bottom - top <= height:
+            break
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), word, 255, face)
     return f"the word {word}", mask, ink, {}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
-from vlm_jax.data.pocket.canvas import choose
+from vlm_jax.data.pocket.canvas import ONE_TILE, choose
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, Question, Scene
 
 TRANSCRIBED, ASKED_ONCE, ASKED_AND_TRANSCRIBED = 0.4, 0.35, 0.1
 """Shares of the training conversations that are the transcription of the whole picture, one question, or several with
 the transcription at the end; the others are several questions."""
+
+LOOKING = ("count", "document", "chart", "point", "photo")
+"""Tasks that take turns in `looking`."""
 
 MOST_BOXES = 3
 """A list of more things than this, with their boxes, is not asked for."""
@@ -36,7 +40,8 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 
     Args:
       seed: of the whole data set.
-      split: `train` gives several turns; `validation` and `test` one question, whose answer is the gold answer.
+      split: `train` gives a transcription, one question or several; `validation` and `test` one question, whose answer
+        is the gold answer.
       task: one of `TASKS`, or of `CURRICULUM` in `train`.
       number: from 0. Kinds of questions take turns.
       material: of this split.
@@ -45,8 +50,12 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     scene, kind = draw_scene(rng, material, task, number)
     if split != "train":
         questions = list(scene.questions[:1])
-    elif task in CURRICULUM:
-        questions = [scene.transcription] if task == "reading" else [_any_kind(rng, scene)]
+    elif task == "reading":
+        questions = [scene.transcription]
+    elif task == "finding":
+        questions = [_any_kind(rng, scene)]
+    elif task == "looking":
+        questions = [_one_exchange(rng, scene)]
     else:
         questions = _training_questions(rng, scene)
     turns = []
@@ -61,27 +70,29 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 
 def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
-    if task in CURRICULUM:
+    if task in ("reading", "finding"):
         return digits.draw_digits(rng, material, layouts=digits.ONE_LAYOUT), digits.KINDS[0]
-    kinds = {
-        "digits": digits.KINDS,
-        "count": digits.COUNT_KINDS,
-        "document": documents.KINDS,
-        "chart": charts.KINDS,
-        "point": points.KINDS,
-        "photo": photos.KINDS,
-    }[task]
+    layouts: dict[str, Any] = {}
+    if task == "looking":
+        number, turn = divmod(number, len(LOOKING))
+        task = LOOKING[turn]
+        layouts["layouts"] = digits.ONE_TILE_COUNTS if task == "count" else ONE_TILE
+    kinds, draw = _DRAWING[task]
     ask = kinds[number % len(kinds)]
     if task == "photo":
-        return photos.draw_photo(rng, material, ask, number), ask
-    draw = {
-        "digits": digits.draw_digits,
-        "count": digits.draw_count,
-        "document": documents.draw_document,
-        "chart": charts.draw_chart,
-        "point": points.draw_point,
-    }[task]
-    return draw(rng, material, ask), ask
+        layouts["number"] = number
+    return draw(rng, material, ask, **layouts), ask
+
+
+_DRAWING: dict[str, tuple[tuple[str, ...], Callable[..., Scene]]] = {
+    "digits": (digits.KINDS, digits.draw_digits),
+    "count": (digits.COUNT_KINDS, digits.draw_count),
+    "document": (documents.KINDS, documents.draw_document),
+    "chart": (charts.KINDS, charts.draw_chart),
+    "point": (points.KINDS, points.draw_point),
+    "photo": (photos.KINDS, photos.draw_photo),
+}
+"""Task -> its kinds of questions, which take turns, and what draws a picture for one."""
 
 
 def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question]:
@@ -99,6 +110,8 @@ def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question
         return [scene.transcription]
     if kind < TRANSCRIBED + ASKED_ONCE:
         return [_any_kind(rng, scene)]
+    if boxes == 1:  # a second question would be after the same thing
+        return [_any_kind(rng, scene)]
     count = 2 if boxes else int(rng.integers(2, 5))
     first, *others = scene.questions
     chosen = [first] + [others[k] for k in rng.permutation(len(others))[: count - 1]]
@@ -107,8 +120,16 @@ def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question
     return [*chosen, scene.transcription] if last else chosen
 
 
+def _one_exchange(rng: np.random.Generator, scene: Scene) -> Question:
+    """The transcription or, as often, a question."""
+    short = scene.transcription.answer.count("<box>") <= 1
+    return scene.transcription if short and rng.random() < 0.5 else _any_kind(rng, scene)
+
+
 def _any_kind(rng: np.random.Generator, scene: Scene) -> Question:
-    """One question, every kind that the picture allows being equally likely."""
+    """In half of the cases the question that the picture was drawn for, as in the test; else one of any kind."""
+    if rng.random() < 0.5:
+        return scene.questions[0]
     kinds = sorted({question.kind for question in scene.questions})
     kind = choose(rng, kinds)
     return next(question for question in scene.questions if question.kind == kind)
