@@ -14,7 +14,7 @@ from vlm_jax.training.recipe import recipe_config
 
 # Data preset and the steps of every stage, in order.
 SIZES = {
-    "": ("default", 300, 700, 350, 250, 80, 600),
+    "": ("default", 320, 900, 320, 250, 80, 650),
     "quick": ("quick", 10, 10, 20, 10, 5, 30),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         kv_heads=2,
         head_dim=24,
         mlp_width=256,
-        rope_theta=1e4,
+        rope_theta=100.0,
         max_tokens=2048,
     )
     optimizer = dict(type="muon", learning_rate=5e-3, warmup_ratio=0.05, b2=0.98, weight_decay=0.02, final_ratio=0.1)
@@ -49,9 +49,10 @@ def get_config(arg: str = ""):
 
     # Reading one kind of grid comes first, then finding a row, a column, a cell of it: there the model learns where to
     # look, which is hard to learn among everything else and easy to carry over.
-    everything = dict(digits=1.0, finding=0.4, count=0.7, document=0.9, chart=0.8, point=0.8, photo=0.5)
-
-    one_each = dict(rows=40, tokens=56, tiles=1)  # a conversation a row
+    everything = dict(
+        digits=1.2, finding=0.5, looking=0.4, count=0.7, document=0.7, chart=0.7, point=0.7, photo=0.7
+    )  # fmt: skip
+    one_each = dict(rows=24, tokens=56, tiles=1)  # a conversation a row
 
     def stage(name, steps, objective, trainable, weights=everything, rows=12, tokens=256, tiles=7, **changes):
         return dict(
@@ -81,7 +82,7 @@ def get_config(arg: str = ""):
         stages=[
             teach("read", steps[0], weights=dict(reading=1.0), **one_each, schedule="constant"),
             teach("find", steps[1], weights=dict(reading=0.2, finding=0.8), **one_each, schedule="constant"),
-            teach("teacher", steps[2]),
+            teach("teacher", steps[2], weights=dict(finding=0.5, looking=0.7), rows=20, tokens=128, tiles=2),
             stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
             stage("align", steps[4], dict(type="generate"), ["connector/**"]),
             stage("tune", steps[5], dict(type="generate"), ["**"], learning_rate=4e-3),

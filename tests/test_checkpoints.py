@@ -52,6 +52,25 @@ def test_keeps_the_newest_and_the_permanent(saved):
     assert complete(saved.folder) == [10, 40, 50]
 
 
+def test_what_has_another_name_stays(saved):
+    for name in ("best", "00000030"):
+        (saved.folder / name).mkdir()
+        (saved.folder / name / "file").touch()
+    (saved.folder / "best" / "manifest.json").write_text("{}")
+    (saved.folder / "notes.txt").touch()
+    again = Checkpoints(saved.folder)
+    assert {entry.name for entry in saved.folder.iterdir()} == {"00000010", "00000020", "best", "notes.txt"}
+    assert again.latest() == 20
+    again.close()
+
+
+def test_another_format_is_refused(saved):
+    path = saved.folder / "00000020" / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(UserError, match=r"00000020: written by another version of vlm_jax"):
+        saved.meta(20)
+
+
 def test_any_flipped_byte_is_found(saved):
     file = max((p for p in (saved.folder / "00000020").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(file.read_bytes())
@@ -77,7 +96,7 @@ def test_missing_number_is_named(saved):
 
 
 def test_full_disk_is_one_line_and_loses_nothing(saved, monkeypatch):
-    monkeypatch.setattr(json, "dump", no_space)
+    monkeypatch.setattr(vlm_jax.checkpoints, "write_atomically", no_space)
     with pytest.raises(UserError, match=r"no space left on the disk \(checkpoint 20 is complete\)"):
         saved.save(30, PARAMS, MOMENTS, {})
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 import pytest
 
 from vlm_jax import globs
+from vlm_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ def test_last_match_wins():
     assert globs.last_match("decoder/norm/scale", rules, 0) == 2
     assert globs.last_match("decoder/layers/0/norm/scale", rules, 0) == 3
     assert globs.last_match("x", (), 0) == 0
+
+
+def test_globs_that_match_nothing_are_named():
+    tree = {"vision": {"bias": 1}, "decoder": {"bias": 2}}
+    globs.check(tree, ("vision/**", "**/bias"), "trainable")
+    with pytest.raises(UserError, match=r"trainable: no parameter matches vison/\*\*; .* vision/bias, decoder/bias"):
+        globs.check(tree, ("vison/**", "**/bias"), "trainable")
 
 
 def test_flatten_round_trip():

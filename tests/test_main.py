@@ -166,9 +166,28 @@ def test_mistakes_are_one_line_that_names_them(arguments, message, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_no_flags_and_help():
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(arg=''):\n    return {}['b']", r"mine\.py, line 2: KeyError: b"),
+        ("x = (", r"mine\.py, line 1: "),
+        ("import nowhere_to_be_found", r"mine\.py, line 1: ModuleNotFoundError"),
+    ],
+)
+def test_mistakes_in_a_config_file_name_file_and_line(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        main.main([f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'w'}"])
+
+
+def test_no_flags_and_help(capsys):
     with pytest.raises(UserError, match=r"--config=FILE and --workdir=DIR"):
         main.main([])
+    capsys.readouterr()
+    assert main.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--workdir=DIR" in text
+    assert "configs/pocket.py" in text
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_jax.data.images import decode_image, image_size
+from vlm_jax.data.images import decode_image, image_size, to_rgb
 from vlm_jax.errors import UserError
 
 
@@ -25,7 +25,7 @@ def pixel(data, x=0, y=0):
 def test_orientation_is_applied_and_known_from_the_header():
     upright = Image.new("RGB", (4, 2), "black")
     upright.putpixel((0, 0), (255, 255, 255))
-    for form in ("PNG", "JPEG", "WEBP"):
+    for form in ("PNG", "JPEG", "WEBP", "TIFF"):
         for orientation, corner in ((1, (0, 0)), (3, (3, 1)), (6, (1, 0)), (8, (0, 3))):
             exif = Image.Exif()
             exif[0x0112] = orientation
@@ -35,6 +35,16 @@ def test_orientation_is_applied_and_known_from_the_header():
             assert image.size == image_size(data, "x") == ((2, 4) if orientation > 4 else (4, 2))
             brightest = np.asarray(image.convert("L")).argmax()
             assert (brightest % image.width, brightest // image.width) == corner
+
+
+def test_an_opened_image_follows_the_same_rules():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = Image.open(io.BytesIO(encode(Image.new("RGB", (4, 2), "red"), "JPEG", exif=exif)))
+    assert to_rgb(opened, "x").size == (2, 4)
+    assert to_rgb(Image.new("CMYK", (3, 3), (0, 255, 255, 0)), "x").getpixel((1, 1)) == (255, 0, 0)
+    with pytest.raises(UserError, match=r"^x: cannot read this image: its pixels are floats"):
+        to_rgb(Image.new("F", (3, 3)), "x")
 
 
 def test_transparency_is_composited_on_white():

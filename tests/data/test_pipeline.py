@@ -153,18 +153,18 @@ def test_epochs_without_records_are_passed_over(source, preparer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": {"c": 1.0}}, "mixture.weights: no task c in the data, there are a, b"),
+        ({"weights": {"c": 1.0}}, "^weights: no task c in the data, there are a, b"),
         ({"weights": {"a": 0.0}}, "every weight is 0"),
-        ({"tiles": 3}, "does not fit a row: .* mixture.tiles 3"),
+        ({"tiles": 3}, "does not fit a row: .* tiles is 3"),
         ({"tokens": 90}, "record r.* of memory does not fit a row"),
     ],
 )
 def test_mixtures_that_do_not_fit(source, preparer, change, message):
     with pytest.raises(UserError, match=message):
         Batches(source, preparer, dataclasses.replace(CONFIG, **change), seed=5)
-    with pytest.raises(UserError, match=r"mixture\.rows"):
+    with pytest.raises(UserError, match=r"data\.rows"):
         MixtureConfig(rows=0, tokens=1, tiles=1)
-    with pytest.raises(UserError, match=r"mixture\.weights\.a"):
+    with pytest.raises(UserError, match=r"data\.weights\.a"):
         MixtureConfig(rows=1, tokens=1, tiles=1, weights={"a": -1.0})
 
 

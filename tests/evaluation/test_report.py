@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation import charts, gallery
-from vlm_jax.evaluation.report import REPORT_KEYS, write_atomically, write_report
+from vlm_jax.evaluation.report import REPORT_KEYS, write_report
 
 EVIL = "<script>alert('x')</script><img src=https://evil.example/a.png> & \"quoted\""
 
@@ -186,7 +186,7 @@ def test_the_gallery_is_drawn_by_seed_with_tasks_taking_turns_and_no_eye_on_the_
 
 
 def test_the_picture_has_its_grid_tiles_and_boxes(tmp_path):
-    def tiler(image):
+    def tiler(image, images):
         assert image.size == (48, 24)
         return np.zeros((3, 4, 4, 3), np.uint8)
 
@@ -214,7 +214,7 @@ def test_large_pictures_are_shrunk_and_small_ones_stay_sharp(tmp_path):
 
 def test_tiles_of_full_size_are_shrunk_so_that_the_page_stays_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 448, 448, 3), np.uint8)
-    text = written(tmp_path, [row(0)], tiler=lambda image: noise)
+    text = written(tmp_path, [row(0)], tiler=lambda image, images: noise)
     tiles = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="tile', text)
     assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in tiles] == [(96, 96)] * 2
 
@@ -229,17 +229,18 @@ def test_wrong_keys_are_a_defect(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_scraps(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "report.json", "old")
+def test_a_run_without_its_page_is_not_finished(tmp_path, monkeypatch):
+    replace = os.replace
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def full(source, target):
+        if str(target).endswith(".html"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"report\.json: cannot be written: No space left"):
-        write_atomically(tmp_path / "report.json", "new")
-    assert os.listdir(tmp_path) == ["report.json"]
-    assert (tmp_path / "report.json").read_text() == "old"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"report\.html: cannot be written: No space left"):
+        written(tmp_path, [row(0)])
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

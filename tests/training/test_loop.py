@@ -1,5 +1,6 @@
 """The loop on an in-memory source: cut off and continued runs end with the same bits."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -87,6 +88,10 @@ def assert_bit_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
+def numbers(folder):
+    return [json.loads(line)["number"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_parts_that_are_no_longer_needed_are_dropped(unbroken):
     trained, folder = unbroken
     assert set(trained.params) == {"vision", "connector", "decoder"}
@@ -112,9 +117,10 @@ def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbrok
     trained = start(small, tmp_path, splits, tokenizer)
     assert f"continuing from checkpoint {cut}" in capsys.readouterr().out
     assert_bit_equal(trained.params, unbroken[0].params)
-    steps = [json.loads(line)["number"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 11
+    assert numbers(tmp_path) == numbers(unbroken[1]) == list(range(1, 12))  # a line at every checkpoint, without holes
+    keys = ("steps", "conversations_seen", "tokens_seen", "tiles_seen")
+    for name, figures in trained.figures.items():
+        assert {key: figures[key] for key in keys} == {key: unbroken[0].figures[name][key] for key in keys}
 
 
 def test_killed_while_saving_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch):
@@ -151,8 +157,60 @@ def test_another_mesh_may_continue(small, splits, tokenizer, unbroken, tmp_path)
     )
 
 
+def test_before_the_first_checkpoint_another_config_may_have_the_folder(small, tmp_path):
+    workdir = Workdir(tmp_path)
+    assert not workdir.open(small)
+    workdir.tokenizer.mkdir()
+    assert workdir.open(build(Recipe, {**to_plain(small), "seed": 1}))
+    assert json.loads(workdir.config.read_text())["seed"] == 1
+    assert not workdir.tokenizer.exists()  # it may depend on what has changed
+
+
+def test_one_process_at_a_time(tmp_path):
+    with (
+        Workdir(tmp_path / "w").locked(),
+        pytest.raises(UserError, match="another process is running in it"),
+        Workdir(tmp_path / "w").locked(),
+    ):
+        pass
+    with Workdir(tmp_path / "w").locked():
+        pass
+
+
+def test_mistakes_in_later_stages_show_before_training(small, splits, tokenizer, tmp_path):
+    def refused(message, devices=1, **change):
+        stages = (small.stages[0], dataclasses.replace(small.stages[1], **change))
+        with pytest.raises(UserError, match=message):
+            start(dataclasses.replace(small, stages=stages), tmp_path / message[:4], splits, tokenizer, devices=devices)
+
+    data = small.stages[1].data
+    refused(r"stages 'tune': trainable: no parameter matches visoin/\*\*", trainable=("visoin/**", "decoder/**"))
+    refused(r"stages\[1\]\.data: record r.* does not fit a row", data=dataclasses.replace(data, tokens=40))
+    refused(r"stages\[1\]\.data: .*no task b", data=dataclasses.replace(data, weights={"b": 1.0}))
+    refused(r"stages\[1\]\.data\.rows: 6 rows", devices=4, data=dataclasses.replace(data, rows=6))
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small, splits, tokenizer, tmp_path):
+    wild = dataclasses.replace(small.stages[1].optimizer, learning_rate=1e30, warmup_ratio=0.0)
+    stages = (small.stages[0], dataclasses.replace(small.stages[1], optimizer=wild))
+    with pytest.raises(UserError, match=r"stage tune, step \d: the loss is (nan|inf)"):
+        start(dataclasses.replace(small, stages=stages), tmp_path, splits, tokenizer)
+    params = read_params(tmp_path / "checkpoints")[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_stage_that_trains_all_it_reads_keeps_the_rest(small, splits, tokenizer, tmp_path):
+    stages = (dataclasses.replace(small.stages[1], steps=1), dataclasses.replace(small.stages[0], steps=1))
+    trained = start(dataclasses.replace(small, stages=stages), tmp_path, splits, tokenizer)
+    assert set(trained.params) >= {"vision", "teacher", "distillation", "decoder"}
+
+
 def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
-    Workdir(tmp_path).open(small)
+    workdir = Workdir(tmp_path)
+    workdir.open(small)
+    (workdir.checkpoints / "00000001").mkdir(parents=True)
+    (workdir.checkpoints / "00000001" / "manifest.json").touch()
     other_runtime = {**to_plain(small), "runtime": dict(workers=2)}
     Workdir(tmp_path).open(build(Recipe, other_runtime))
     fields = {**other_runtime, "seed": 1}

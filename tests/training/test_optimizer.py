@@ -42,6 +42,33 @@ def test_multiplier_scales_the_update_even_of_a_zero_gradient():
     np.testing.assert_allclose(updates["decoder"]["bias"], 0.0)  # biases are not decayed
 
 
+def test_muon_decays_what_adamw_decays():
+    params = {
+        "vision": {"layers": {"0": {"mlp": {"up": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}}}},
+        "decoder": {"embedding": jnp.ones((5, 4)), "norm": {"scale": jnp.ones(4)}},
+    }
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for kind in ("adamw", "muon"):
+        optimizer = make_optimizer(OptimizerConfig(type=kind, weight_decay=0.1))
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        mlp, decoder = updates["vision"]["layers"]["0"]["mlp"]["up"], updates["decoder"]
+        np.testing.assert_allclose(mlp["kernel"], -0.1, rtol=1e-6, err_msg=kind)
+        np.testing.assert_allclose(decoder["embedding"], -0.1, rtol=1e-6, err_msg=kind)
+        np.testing.assert_array_equal(mlp["bias"], 0.0, err_msg=kind)
+        np.testing.assert_array_equal(decoder["norm"]["scale"], 0.0, err_msg=kind)
+
+
+def test_muon_makes_updates_of_matrices_nearly_orthogonal():
+    rng = np.random.default_rng(0)
+    params = {"connector": {"up": {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}}}
+    optimizer = make_optimizer(OptimizerConfig(type="muon", weight_decay=0.0))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    singular = np.linalg.svd(updates["connector"]["up"]["kernel"], compute_uv=False)
+    # 0.2 * sqrt(max side) is the scale that matches AdamW's updates.
+    assert singular.min() / (0.2 * 6**0.5) > 0.5
+    assert singular.max() / (0.2 * 6**0.5) < 1.5
+
+
 @pytest.mark.torch
 def test_adamw_equals_torch():
     torch = pytest.importorskip("torch")

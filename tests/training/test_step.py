@@ -8,6 +8,7 @@ import pytest
 
 from tests.training.helpers import noise_batch
 from vlm_jax import globs
+from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig, make_mesh
 from vlm_jax.training.optimizer import OptimizerConfig
@@ -141,5 +142,5 @@ def test_stages_that_differ_in_schedule_share_one_compilation(recipe, params):
 
 def test_globs_that_match_nothing_are_an_error(recipe, params):
     stage = dataclasses.replace(recipe.stages[1], trainable=("nothing/**",))
-    with pytest.raises(ValueError, match=r"tune.*nothing"):
+    with pytest.raises(UserError, match=r"tune.*nothing"):
         Trainer(stage, recipe.models, make_mesh(MeshConfig(), jax.devices()[:1]), params)

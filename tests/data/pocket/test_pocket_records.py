@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
-from vlm_jax.data.pocket.canvas import canvas_size
-from vlm_jax.data.pocket.records import draw_scene, make_record
+from vlm_jax.data.pocket.canvas import canvas_size, pick
+from vlm_jax.data.pocket.records import LOOKING, draw_scene, make_record
 from vlm_jax.data.pocket.scene import SPLITS, TASKS, format_box
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
@@ -88,6 +88,30 @@ def test_reading_is_the_transcription_of_nine_digits(material):
         user, assistant = record.conversation.turns
         assert user.text == "<image>\nRead everything."
         assert re.fullmatch(r"\d{3}\n\d{3}\n\d{3}", assistant.text)
+
+
+def test_looking_asks_all_other_tasks_in_one_tile(material):
+    kinds = collections.Counter()
+    for number in range(50):
+        record = make_record(0, "train", "looking", number, material["train"])
+        assert choose_grid(*picture(record).size, LAYOUT) == (1, 1)
+        kinds[record.kind] += 1
+        said = answers(record)
+        assert len(said) == {"field": len(said), "total": 3, "highest": 3, "compare": 3, "lowest": 3}.get(
+            record.kind, 1
+        )
+    assert set(kinds) == {kind for own in LOOKING.values() for kind in own}
+
+
+def test_empty_places_are_empty(material):
+    own = material["train"]
+    picks = np.array([[digits.EMPTY, 5], [7, digits.EMPTY]])
+    image = np.asarray(digits.draw_grid(np.random.default_rng(0), own, picks, (1, 1)).convert("L"), float)
+    height, width = (side // 2 for side in image.shape)
+    middles = [image[top : top + height // 2, left : left + width // 2]
+               for top in (height // 4, height + height // 4) for left in (width // 4, width + width // 4)]  # fmt: skip
+    empty, first, second, also_empty = map(np.ptp, middles)
+    assert max(empty, also_empty) < 30 < 100 < min(first, second)
 
 
 def test_finding_is_one_question_about_nine_digits(material):
@@ -237,7 +261,8 @@ def test_things_are_where_their_boxes_say(material):
     checked = 0
     for number in range(60):
         rng = np.random.default_rng([4, number])
-        image, boxes, _ = points._draw_things(rng, material["train"], only_digits=bool(number % 2))
+        grid = pick(rng, points.LAYOUTS)
+        image, boxes, _ = points._draw_things(rng, material["train"], grid, only_digits=bool(number % 2))
         free = np.ones((image.height, image.width), bool)
         for left, top, right, bottom in boxes.values():
             assert 0 <= left < right <= image.width
@@ -253,8 +278,8 @@ def test_things_are_where_their_boxes_say(material):
             ink = np.abs(inside - paper).max(axis=2) > 30
             checked += 1
             # Ink touches all four sides of the box, give or take a soft edge.
-            assert all(edge.any() for edge in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:])) or not ink.any(), box
-    assert checked > 100
+            assert all(edge.any() for edge in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:])), box
+    assert checked > 80
 
 
 def test_point_answers_are_boxes_of_the_listing(material):

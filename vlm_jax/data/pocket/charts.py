@@ -13,8 +13,8 @@ from vlm_jax.data.pocket.canvas import TILE, Grid, canvas_size, choose, paper_an
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
-KINDS = ("value", "highest", "value", "lowest", "value", "compare")
-"""Half of the questions are after a value, half compare bars."""
+KINDS = ("value", "highest", "compare", "lowest")
+"""A quarter of the questions is after a value, the others compare bars."""
 
 LAYOUTS = {(1, 1): 0.58, (2, 1): 0.22, (2, 2): 0.12, (3, 2): 0.04, (3, 1): 0.04}
 """Tile grid → share of the charts."""
@@ -44,7 +44,7 @@ class Chart:
 
 
 def draw_chart(
-    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] | None = None
 ) -> Scene:
     """A bar chart: the `value` of a bar, the `highest`, the `lowest`, or whether one is higher than another."""
     chart, image, _ = make_chart(rng, material, layouts)
@@ -57,7 +57,7 @@ def draw_chart(
 
 
 def make_chart(
-    rng: np.random.Generator, material: Material, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, layouts: Mapping[Grid, float] | None = None
 ) -> tuple[Chart, Image.Image, dict[str, Box]]:
     """Invents and draws a chart that belongs to the split of `material`.
 
@@ -65,7 +65,7 @@ def make_chart(
       The chart, its picture, and the box of every bar in pixels by the bar's label.
     """
     while True:
-        grid = pick(rng, layouts)
+        grid = pick(rng, layouts or LAYOUTS)
         chart = _invent(rng, material.words, grid)
         if split_of(chart.content) == material.split:
             return chart, *_draw(rng, chart, grid)

@@ -13,7 +13,7 @@ from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Question, Scene
 
 KINDS = ("cell",)
-COUNT_KINDS = ("number", "count", "sum")
+COUNT_KINDS = ("number", "count", "number", "sum")
 
 LAYOUTS = {
     (3, 3, (1, 1)): 0.80,

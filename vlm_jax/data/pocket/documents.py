@@ -33,7 +33,15 @@ LINES = {(1, 1): (2, 3), (2, 1): (2, 3), (1, 2): (3, 5), (2, 2): (4, 5), (3, 2):
 SMALLEST_CAPITAL = 8.0
 """A capital letter is at least this high, in pixels of the tiles that the model sees."""
 
-TEMPLATES = (("Name", "Age", "Room"), ("Code", "Size", "Age"))
+CHOICES = {
+    "Day": ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"),
+    "Size": ("S", "M", "L", "XL"),
+    "Status": ("paid", "open"),
+    "Class": ("A", "B", "C"),
+}
+"""Fields that are ticked rather than written, and what they can say."""
+
+TEMPLATES = (("Day", "Size", "Status"), ("Class", "Age", "Status"), ("Name", "Day", "Room"))
 """Forms as they are printed: these fields, each always in its line."""
 
 PRINTED_FORMS = 0.7
@@ -59,7 +67,7 @@ class Document:
 
 
 def draw_document(
-    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] | None = None
 ) -> Scene:
     """A receipt (`price` of an item, `total`) or a form (`field`)."""
     kind = "form" if ask == "field" else "receipt"
@@ -73,7 +81,7 @@ def draw_document(
 
 
 def make_document(
-    rng: np.random.Generator, material: Material, kind: str, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, kind: str, layouts: Mapping[Grid, float] | None = None
 ) -> tuple[Document, Image.Image, dict[str, Box]]:
     """Writes and draws a document that belongs to the split of `material`.
 
@@ -81,7 +89,7 @@ def make_document(
       The document, its picture, and the box of every line in pixels by the line's label.
     """
     while True:
-        grid = pick(rng, layouts)
+        grid = pick(rng, layouts or LAYOUTS)
         document = _receipt(rng, material.words, grid) if kind == "receipt" else _form(rng, material.words, grid)
         if split_of(document.content) != material.split:
             continue
@@ -115,14 +123,14 @@ def _form(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, int
         "Code": "ABCDEFHKLMNPRSTX"[int(rng.integers(16))] + str(rng.integers(10, 100)),
         "Age": str(rng.integers(18, 90)),
         "Room": str(rng.integers(1, 100)),
-        "Size": str(rng.integers(30, 60)),
+        **{label: choose(rng, values) for label, values in CHOICES.items()},
         "Date": f"{day} {choose(rng, MONTHS)}",
         "Topic": choose(rng, words),
     }
     if fewest <= 3 <= most and rng.random() < PRINTED_FORMS:
         names = choose(rng, TEMPLATES)
     else:
-        narrow = ("Name", "Code", "Age", "Room", "Size")
+        narrow = ("Name", "Code", "Age", "Room", *CHOICES)
         any_order = rng.permutation(narrow if grid[0] == 1 else list(fields))
         names = any_order[: int(rng.integers(fewest, most + 1))]
     return Document("form", tuple((str(name), fields[name]) for name in names), _heading(rng, "form", grid))

@@ -21,13 +21,13 @@ SMALLEST_CROP = 0.45
 
 
 def draw_photo(
-    rng: np.random.Generator, material: Material, ask: str, number: int, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, ask: str, number: int, layouts: Mapping[Grid, float] | None = None
 ) -> Scene:
     """A crop of the photograph that is the turn of record `number`, so that all are asked for equally often."""
     names = sorted(material.regions)
     name = names[number % len(names)]
     region = choose(rng, material.regions[name])
-    image = crop_region(rng, region, canvas_size(rng, pick(rng, layouts)), jitter=material.split == "train")
+    image = crop_region(rng, region, canvas_size(rng, pick(rng, layouts or LAYOUTS)), jitter=material.split == "train")
     other = choose(rng, [other for other in names if other != name])
     guess = choose(rng, (name, other))
     colored = _is_colored(region)

@@ -15,9 +15,9 @@ from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.photos import crop_region
 from vlm_jax.data.pocket.scene import Box, Question, Scene, format_box, format_reference
 
-KINDS = ("thing", "thing", "digit", "thing", "thing", "bar", "thing", "digit", "thing", "line")
-"""Six in ten questions are after a thing among one to three, two after a digit among several, two after a part of a
-chart or document."""
+KINDS = ("thing", "line", "thing", "digit", "thing", "line", "thing", "bar", "thing", "line")
+"""Half of the questions are after a thing among one to three, three in ten after a line of a document, the others after
+a bar of a chart or a digit among several."""
 
 LAYOUTS = {(1, 1): 0.72, (2, 1): 0.11, (1, 2): 0.07, (2, 2): 0.06, (3, 2): 0.04}
 """Tile grid → share of the pictures with things."""
@@ -29,21 +29,23 @@ SMALLEST_PART = 0.05
 
 
 def draw_point(
-    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] = LAYOUTS
+    rng: np.random.Generator, material: Material, ask: str, layouts: Mapping[Grid, float] | None = None
 ) -> Scene:
     """Things on a sheet, or a chart or document, whose parts are pointed at."""
     provenance: dict = {}
     if ask == "bar":
-        chart, image, bars = make_chart(rng, material)
+        chart, image, bars = make_chart(rng, material, layouts)
         boxes = {f"the bar {label}": box for label, box in bars.items() if _large_enough(box, image.size)}
         boxes = boxes or {f"the bar {label}": box for label, box in bars.items()}
         provenance["content"] = chart.content
     elif ask == "line":
-        document, image, lines = make_document(rng, material, choose(rng, ("receipt", "form")))
+        document, image, lines = make_document(rng, material, choose(rng, ("receipt", "form")), layouts)
         boxes = {f"the line {label}": box for label, box in lines.items()}
         provenance["content"] = document.content
     else:
-        image, boxes, provenance = _draw_things(rng, material, pick(rng, layouts), only_digits=ask == "digit")
+        image, boxes, provenance = _draw_things(
+            rng, material, pick(rng, layouts or LAYOUTS), only_digits=ask == "digit"
+        )
     return _scene(rng, image, boxes, ask, provenance)
 
 

@@ -19,8 +19,14 @@ TRANSCRIBED, ASKED_ONCE, ASKED_AND_TRANSCRIBED = 0.4, 0.35, 0.1
 """Shares of the training conversations that are the transcription of the whole picture, one question, or several with
 the transcription at the end; the others are several questions."""
 
-LOOKING = ("count", "document", "chart", "point", "photo")
-"""Tasks that take turns in `looking`."""
+LOOKING = {
+    "count": ("number",),
+    "document": ("field", "total"),
+    "chart": ("highest", "compare", "lowest"),
+    "point": ("thing", "line"),
+    "photo": ("name",),
+}
+"""Tasks that take turns in `looking`, and the kinds of questions that their pictures are drawn for."""
 
 MOST_BOXES = 3
 """A list of more things than this, with their boxes, is not asked for."""
@@ -55,7 +61,7 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     elif task == "finding":
         questions = [_any_kind(rng, scene)]
     elif task == "looking":
-        questions = [_one_exchange(rng, scene)]
+        questions = _looking_questions(rng, scene, kind)
     else:
         questions = _training_questions(rng, scene)
     turns = []
@@ -75,9 +81,11 @@ def draw_scene(rng: np.random.Generator, material: Material, task: str, number: 
     layouts: dict[str, Any] = {}
     if task == "looking":
         number, turn = divmod(number, len(LOOKING))
-        task = LOOKING[turn]
+        task, kinds = list(LOOKING.items())[turn]
+        draw = _DRAWING[task][1]
         layouts["layouts"] = digits.ONE_TILE_COUNTS if task == "count" else ONE_TILE
-    kinds, draw = _DRAWING[task]
+    else:
+        kinds, draw = _DRAWING[task]
     ask = kinds[number % len(kinds)]
     if task == "photo":
         layouts["number"] = number
@@ -120,10 +128,15 @@ def _training_questions(rng: np.random.Generator, scene: Scene) -> list[Question
     return [*chosen, scene.transcription] if last else chosen
 
 
-def _one_exchange(rng: np.random.Generator, scene: Scene) -> Question:
-    """The transcription or, as often, a question."""
-    short = scene.transcription.answer.count("<box>") <= 1
-    return scene.transcription if short and rng.random() < 0.5 else _any_kind(rng, scene)
+def _looking_questions(rng: np.random.Generator, scene: Scene, kind: str) -> list[Question]:
+    """All comparisons of a chart or lines of a document in any order: one look answers them. Else one question."""
+    if kind in LOOKING["chart"]:
+        asked = [question for question in scene.questions if question.kind in LOOKING["chart"]]
+    elif kind in LOOKING["document"]:
+        asked = list(scene.questions)
+    else:
+        return list(scene.questions[:1])
+    return [asked[k] for k in rng.permutation(len(asked))]
 
 
 def _any_kind(rng: np.random.Generator, scene: Scene) -> Question:

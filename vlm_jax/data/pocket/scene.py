@@ -12,9 +12,9 @@ TASKS = ("digits", "count", "document", "chart", "point", "photo")
 """Names of the tasks, as every report shows them."""
 
 CURRICULUM = ("reading", "finding", "looking")
-"""Tasks of the training split alone: pictures of one tile and one exchange about them. `reading`: the transcription of a
-3×3 grid of digits. `finding`: a cell, a row or a column of one; a row or a column is found by one number, a cell needs
-two, and is not learned before them. `looking`: all other tasks in turn."""
+"""Tasks of the training split alone, about pictures of one tile. `reading`: the transcription of a 3×3 grid of digits.
+`finding`: a cell, a row or a column of one; a row or a column is found by one number, a cell needs two, and is not
+learned before them. `looking`: all other tasks in turn, with the questions that need the least reading."""
 
 READ = "Read everything."
 """What asks for a transcription, in one wording: then every word of it has its place at a fixed distance from the
