@@ -11,7 +11,7 @@ import vlm_jax
 from vlm_jax import evaluate
 from vlm_jax.data import sources
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.data.tiling import ClosestAspect, choose_grid
 from vlm_jax.errors import UserError
 
 
@@ -29,7 +29,9 @@ def asked(number, gold):
 class FakeModel:
     """Says 1 wherever it sees red; the real one is tested with the whole road."""
 
-    system = types.SimpleNamespace(layout=ClosestAspect(tile_size=32, max_tiles=4))
+    system = types.SimpleNamespace(
+        grid=lambda width, height, images: choose_grid(width, height, ClosestAspect(tile_size=32, max_tiles=4))
+    )
 
     def answer(self, conversations, *, max_new_tokens, batch_size):
         assert (max_new_tokens, batch_size) == (5, 2)
