@@ -46,15 +46,15 @@ def card(row: Mapping[str, Any], images: Sequence[bytes], tiler: Tiler | None) -
     return {
         **row,
         "verdict": "right" if score >= 1 else "partial" if score > 0 else "wrong",
-        "pictures": [_picture(row, number, data, tiler) for number, data in enumerate(images)],
+        "pictures": [_picture(row, number, images, tiler) for number in range(len(images))],
     }
 
 
-def _picture(row: Mapping[str, Any], number: int, data: bytes, tiler: Tiler | None) -> dict[str, Any]:
-    image = decode_image(data, f"question '{row['id']}', image {number}")
+def _picture(row: Mapping[str, Any], number: int, images: Sequence[bytes], tiler: Tiler | None) -> dict[str, Any]:
+    image = decode_image(images[number], f"question '{row['id']}', image {number}")
     grids = row["grids"]
     across, down = grids[number] if grids is not None else (1, 1)
-    tiles = list(tiler(image, len(grids or [0]))) if tiler is not None else []
+    tiles = list(tiler(image, len(images))) if tiler is not None else []
     golds = parse_boxes(row["answers"][0]) if number == 0 else []
     said = parse_boxes(row["prediction"]) if golds else []
     # A whole factor keeps every pixel of a small picture a sharp square; larger ones look better smoothed.

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from vlm_jax.data.pocket import prepare
+from vlm_jax.data.pocket.builder import Pocket
 from vlm_jax.data.pocket.prepare import PRESETS, prepare_pocket
 from vlm_jax.data.pocket.scene import TASKS
 from vlm_jax.data.pocket.worker import draw_jobs, make_jobs
@@ -107,7 +108,7 @@ def test_killed_while_drawing_it_leaves_no_process_and_the_next_run_completes(pr
 
 
 def test_a_folder_without_its_description_is_built_anew(tmp_path):
-    half = tmp_path / "pocket" / "tiny_0" / "1.0.0"
+    half = tmp_path / "pocket" / "tiny_0" / str(Pocket.VERSION)
     half.mkdir(parents=True)
     (half / "pocket-train.array_record-00000-of-00001").write_bytes(b"half")
     assert len(TFDSSource(prepare_pocket(tmp_path, "tiny", 0), "train")) == sum(

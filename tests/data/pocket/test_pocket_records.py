@@ -96,10 +96,8 @@ def test_looking_asks_all_other_tasks_in_one_tile(material):
         record = make_record(0, "train", "looking", number, material["train"])
         assert choose_grid(*picture(record).size, LAYOUT) == (1, 1)
         kinds[record.kind] += 1
-        said = answers(record)
-        assert len(said) == {"field": len(said), "total": 3, "highest": 3, "compare": 3, "lowest": 3}.get(
-            record.kind, 1
-        )
+        several = {"field": (2, 3), "total": (3,), "highest": (3,), "compare": (3,), "lowest": (3,)}
+        assert len(answers(record)) in several.get(record.kind, (1,))
     assert set(kinds) == {kind for own in LOOKING.values() for kind in own}
 
 
@@ -279,7 +277,7 @@ def test_things_are_where_their_boxes_say(material):
             checked += 1
             # Ink touches all four sides of the box, give or take a soft edge.
             assert all(edge.any() for edge in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:])), box
-    assert checked > 80
+    assert checked > 100
 
 
 def test_point_answers_are_boxes_of_the_listing(material):
