@@ -14,7 +14,7 @@ from vlm_jax.training.recipe import recipe_config
 
 # Data preset and the steps of every stage, in order.
 SIZES = {
-    "": ("default", 320, 900, 320, 250, 80, 650),
+    "": ("default", 280, 560, 640, 180, 60, 760),
     "quick": ("quick", 10, 10, 20, 10, 5, 30),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
@@ -47,14 +47,19 @@ def get_config(arg: str = ""):
         student, teacher = {**student, **small, "depth": 2}, {**teacher, **small, "depth": 3}
         decoder = {**decoder, **small, "depth": 2, "head_dim": 8}
 
-    # Reading one kind of grid comes first, then finding a row, a column, a cell of it: there the model learns where to
-    # look, which is hard to learn among everything else and easy to carry over.
+    # Reading one kind of grid comes first, then finding a row, a column, a cell of it, then all else in one tile: there
+    # the model learns where to look, which is hard to learn among everything and easy to carry over. A picture is
+    # encoded once for all that is asked about it. Rows are short: attention to what a row packs besides is time lost.
     everything = dict(
-        digits=1.2, finding=0.5, looking=0.4, count=0.7, document=0.7, chart=0.7, point=0.7, photo=0.7
+        digits=1.2, finding=0.5, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
     )  # fmt: skip
-    one_each = dict(rows=24, tokens=56, tiles=1)  # a conversation a row
 
-    def stage(name, steps, objective, trainable, weights=everything, rows=12, tokens=256, tiles=7, **changes):
+    look = dict(rows=8, tokens=256, tiles=2, parts=1)
+    read, find = ({**look, **dict(rows=16, tokens=tokens, tiles=1)} for tokens in (56, 160))  # a picture a row
+    if arg:
+        read = find = look  # stages of one shape share a compilation
+
+    def stage(name, steps, objective, trainable, weights=everything, rows=8, tokens=384, tiles=7, parts=2, **changes):
         return dict(
             name=name,
             steps=steps,
@@ -62,13 +67,13 @@ def get_config(arg: str = ""):
             trainable=trainable,
             data=dict(rows=rows, tokens=tokens, tiles=tiles, weights=weights),
             loss_reduction="square",
-            accumulation=2,
+            accumulation=parts,
             optimizer={**optimizer, **changes},
         )
 
-    def teach(name, steps, **changes):
+    def teach(name, steps, weights, **changes):
         objective = dict(type="generate", model="teacher")
-        return stage(name, steps, objective, ["teacher/**", "decoder/**"], **changes)
+        return stage(name, steps, objective, ["teacher/**", "decoder/**"], weights, **changes)
 
     return recipe_config(
         name="pocket" + (f":{arg}" if arg else ""),
@@ -80,11 +85,11 @@ def get_config(arg: str = ""):
         tokenizer_size=1024,
         data=dict(type="pocket", preset=preset),
         stages=[
-            teach("read", steps[0], weights=dict(reading=1.0), **one_each, schedule="constant"),
-            teach("find", steps[1], weights=dict(reading=0.2, finding=0.8), **one_each, schedule="constant"),
-            teach("teacher", steps[2], weights=dict(finding=0.5, looking=0.7), rows=20, tokens=128, tiles=2),
+            teach("read", steps[0], dict(reading=1.0), **read, schedule="constant"),
+            teach("find", steps[1], dict(finding=1.0), **find, schedule="constant"),
+            teach("teacher", steps[2], dict(finding=0.4, looking=1.0), **look),
             stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
-            stage("align", steps[4], dict(type="generate"), ["connector/**"]),
+            stage("align", steps[4], dict(type="generate"), ["connector/**"], learning_rate=1e-3),
             stage("tune", steps[5], dict(type="generate"), ["**"], learning_rate=4e-3),
         ],
         evaluation=dict(limit=4 if arg == "tiny" else 0),

@@ -93,7 +93,9 @@ def _forward(model: VLMConfig, params, batch):
     features, _ = apply(tiles, method=lambda vlm, x: vlm.vision(x))
     visual = apply(batch.patches, method=VLM.encode)
     embedded = apply(batch.tokens, batch.splice, visual, method=VLM.embed)
-    hidden = apply(embedded, batch.positions, batch.segments, method=lambda vlm, *inputs: vlm.decoder(*inputs))
+    hidden = apply(
+        embedded, batch.positions, batch.segments, batch.branches, method=lambda vlm, *inputs: vlm.decoder(*inputs)
+    )
     logits = apply(hidden, method=lambda vlm, x: vlm.decoder.logits(x))
     folded = pixel_shuffle(features[:, 1:], model.connector.factor)
     return batch.tokens, batch.patches, normalise(tiles), features, folded, visual, embedded, hidden, logits

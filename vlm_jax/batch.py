@@ -21,8 +21,11 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32 [B, T]. Input ids; the placeholder id stands where a visual token goes. Padding is 0.
       loss_weights: float32 [B, T]. Weight of the prediction *of* `tokens[:, t]`, which is made at position t - 1.
-      positions: int32 [B, T]. Rotary position; restarts at 0 in every conversation.
+      positions: int32 [B, T]. Rotary position; restarts at 0 in every conversation, and in every branch of one at the
+        number of tokens that its branches share.
       segments: int32 [B, T]. Number of the conversation in its row, from 1; 0 is padding.
+      branches: int32 [B, T]. Number of the branch in its conversation, from 1; 0 is what all of them see. A
+        conversation whose turns follow one another is all 0.
       patches: uint8 [B, K, N, P*P*3]. Each tile as its patches in raster order, each patch as rows of RGB pixels.
       tile_grid: int32 [B, K, 2]. Patches down and across in this tile; 0, 0 means no tile.
       tile_segment: int32 [B, K]. Which conversation (as in `segments`) the tile belongs to; 0 means none.
@@ -37,6 +40,7 @@ class Batch(NamedTuple):
     loss_weights: Any
     positions: Any
     segments: Any
+    branches: Any
     patches: Any
     tile_grid: Any
     tile_segment: Any
@@ -64,6 +68,7 @@ def empty_batch(shape: BatchShape) -> Batch:
         loss_weights=np.zeros((b, t), np.float32),
         positions=np.zeros((b, t), np.int32),
         segments=np.zeros((b, t), np.int32),
+        branches=np.zeros((b, t), np.int32),
         patches=np.zeros((b, k, shape.patches, shape.patch_values), np.uint8),
         tile_grid=np.zeros((b, k, 2), np.int32),
         tile_segment=np.zeros((b, k), np.int32),

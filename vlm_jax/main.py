@@ -100,4 +100,5 @@ def _configs() -> str:
 
 
 if __name__ == "__main__":
+    cli.ask_for_huge_pages()
     cli.run(main)

@@ -36,6 +36,9 @@ from vlm_jax.training.loop import Trained, initial_params, train
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
 
+TOKENIZER_RECORDS = 10_000
+"""The tokenizer is trained on the text of at most so many records."""
+
 
 def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
     """Runs `recipe` in `folder`, or continues what was begun there, and returns the report.
@@ -106,11 +109,12 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
 
 
 def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
-    """All text as the model will see it, system prompt and role names included."""
+    """Text as the model will see it, system prompt and role names included, of records evenly spread over the data."""
     template = TEMPLATES[recipe.system.template]
-    for i in range(len(splits.train)):
+    for i in range(0, len(splits.train), -(-len(splits.train) // TOKENIZER_RECORDS)):
         conversation = splits.train[i]
-        for span in render(conversation.turns, template, [1] * len(conversation.images), 1):
+        tiles = [1] * len(conversation.images)
+        for span in render(conversation.turns, template, tiles, 1, independent=conversation.independent):
             if span.image is None:
                 yield span.text
 

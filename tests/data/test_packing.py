@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_jax.batch import BatchShape, empty_batch
+from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.packing import pack_row, plan_rows
 from vlm_jax.errors import UserError
 
@@ -43,6 +44,24 @@ def test_rows_are_well_filled():
     assert [len(row) for row in rows] != [len(row) for row in plan_rows(sizes, 1024, 40, np.random.default_rng(2))]
 
 
+def test_branches_are_packed_with_their_positions(preparer, png):
+    turns = (
+        Turn("user", "<image>\nHow?"),
+        Turn("assistant", "So."),
+        Turn("user", "Why?"),
+        Turn("assistant", "Because."),
+    )
+    example = preparer(Conversation(turns, (png(28, 28),), "x", independent=True))
+    length = len(example.tokens)
+    batch = empty_batch(BatchShape(rows=1, tokens=2 * length, tiles=2, patches=4, patch_values=588))
+    pack_row([example, example], batch, 0, preparer.tokens_per_tile)
+    assert example.branches.max() == 2
+    for part in (batch.branches[0, :length], batch.branches[0, length:]):
+        np.testing.assert_array_equal(part, example.branches)
+    for part in (batch.positions[0, :length], batch.positions[0, length:]):
+        np.testing.assert_array_equal(part, example.positions)
+
+
 @pytest.mark.parametrize("size", [(41, 0), (1, 7)])
 def test_a_record_larger_than_a_row_is_an_error(size):
     with pytest.raises(UserError, match="record number 1 does not fit"):
@@ -67,6 +86,7 @@ def test_a_packed_row(preparer, conversations):
         np.testing.assert_array_equal(batch.tokens[1, here], example.tokens)
         np.testing.assert_array_equal(batch.loss_weights[1, here], example.loss_weights)
         np.testing.assert_array_equal(batch.positions[1, here], np.arange(len(example.tokens)))
+        assert not batch.branches[1, here].any()
         assert (batch.segments[1, here] == segment).all()
         splice = batch.splice[1, here]
         assert splice[splice >= 0].tolist() == list(range(tile * n, (tile + len(example.patches)) * n))

@@ -42,6 +42,25 @@ def test_weights_per_conversation(preparer, conversation, reduction, power):
     assert weights.dtype == np.float32
 
 
+@pytest.mark.parametrize("reduction", ["token", "sample", "square"])
+def test_a_branch_is_the_conversation_that_it_would_be_alone(preparer, png, reduction):
+    preparer = dataclasses.replace(preparer, loss_reduction=reduction)
+    pairs = [("What is it?", "A zebra."), ("Sure?", "Yes."), ("How many are there?", "17 zebras there.")]
+    images = (png(56, 28, 1),)
+    turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    turns[0] = Turn("user", "<image>\n" + pairs[0][0])
+    together = preparer(Conversation(tuple(turns), images, "x", independent=True))
+    for branch, (question, answer) in enumerate(pairs, start=1):
+        turns = (Turn("user", "<image>\n" + question), Turn("assistant", answer))
+        alone = preparer(Conversation(turns, images, "x"))
+        seen = np.isin(together.branches, (0, branch))
+        for name in ("tokens", "loss_weights", "visual", "positions"):
+            np.testing.assert_array_equal(getattr(together, name)[seen], getattr(alone, name), err_msg=name)
+        assert not alone.branches.any()
+    assert together.branches.max() == len(pairs)
+    np.testing.assert_array_equal(together.patches, alone.patches)
+
+
 def test_tiles_and_visual_tokens(preparer, conversation):
     example = preparer(conversation)
     # Two images share four tiles: two each, so 2 x 1 and a thumbnail, and one tile (a square, at two tiles at most).

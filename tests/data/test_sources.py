@@ -1,14 +1,21 @@
+import dataclasses
 import io
 import json
 import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from vlm_jax.data.conversation import Turn
 from vlm_jax.data.sources import TFDSSource, turns_from_json
 from vlm_jax.errors import UserError
+
+
+def marked(conversations):
+    """Every third one's questions are independent."""
+    return [dataclasses.replace(record, independent=number % 3 == 0) for number, record in enumerate(conversations)]
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +30,14 @@ def folder(tmp_path_factory, conversations):
         def _info(self):
             text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3), encoding_format="png")
             features = {"id": text, "task": text, "conversations": text, "images": tfds.features.Sequence(image)}
+            features["independent"] = tfds.features.Scalar(np.bool_)
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples(0, 8), "test": self._generate_examples(8, 12)}
 
         def _generate_examples(self, first, last):
-            for record in conversations[first:last]:
+            for record in marked(conversations)[first:last]:
                 names = {"user": "human", "assistant": "gpt"}
                 turns = [{"from": names[turn.role], "value": turn.text} for turn in record.turns]
                 yield (
@@ -39,6 +47,7 @@ def folder(tmp_path_factory, conversations):
                         "task": record.task,
                         "conversations": json.dumps(turns),
                         "images": [io.BytesIO(image) for image in record.images],
+                        "independent": record.independent,
                     },
                 )
 
@@ -51,7 +60,7 @@ def test_records_come_back_as_they_were(folder, conversations):
     source = TFDSSource(folder, "train")
     assert len(source) == 8
     read = sorted((source[i] for i in range(8)), key=lambda record: int(record.id[1:]))
-    assert read == conversations[:8]  # images are the files' own bytes
+    assert read == marked(conversations)[:8]  # images are the files' own bytes
     assert len(TFDSSource(folder, "test")) == 4
     assert len(TFDSSource(folder, "train[:3]")) == 3
 

@@ -75,6 +75,32 @@ def test_a_missing_mark_is_put_first():
     assert "user\nQ<|im_end|>" in text(render(later, TEMPLATES["internvl2"], [1], 2))
 
 
+def test_independent_questions_branch_off_behind_the_images():
+    turns = (
+        Turn("user", "A: <image> B: <image>\n\nQ1"),
+        Turn("assistant", "A1"),
+        Turn("user", "Q2"),
+        Turn("assistant", "A2"),
+    )
+    spans = render(turns, TEMPLATES["internvl2_5"], [1, 2], 1, independent=True)
+    parts = [text([span for span in spans if span.branch == branch]) for branch in range(3)]
+    assert parts[0].endswith("<|im_start|>user\nA: <img>*</img> B: <img>**</img>")
+    for number in (1, 2):
+        assert parts[number] == f"\n\nQ{number}<|im_end|>\n<|im_start|>assistant\nA{number}<|im_end|>\n"
+    assert [span.branch for span in spans] == sorted(span.branch for span in spans)
+    assert supervised(spans) == "A1<|im_end|>A2<|im_end|>"
+    # Each is the conversation that it would be alone.
+    alone = render((Turn("user", "A: <image> B: <image>\n\nQ2"), turns[3]), TEMPLATES["internvl2_5"], [1, 2], 1)
+    assert parts[0] + parts[2] == text(alone)
+
+
+def test_independent_questions_are_answered_and_share_images():
+    with pytest.raises(UserError, match="all be answered"):
+        render((*QA, Turn("user", "Q")), TEMPLATES["internvl2"], [], 2, independent=True)
+    with pytest.raises(UserError, match="image of its own"):
+        render((*QA, Turn("user", "<image>"), Turn("assistant", "A")), TEMPLATES["internvl2"], [1], 2, independent=True)
+
+
 @pytest.mark.parametrize(("question", "images"), [("<image><image>", 1), ("no mark", 2), ("<image>", 0)])
 def test_marks_must_match_images(question, images):
     with pytest.raises(UserError, match=rf"mark\(s\) for {images} image"):

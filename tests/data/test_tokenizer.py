@@ -133,7 +133,8 @@ def test_golden_prompt_ids(tokenizer, reference):
         Turn("assistant", "There are 17 zebras."),
         Turn("user", "\n Where is <image>?"),
     )
-    ids, supervised, visual = _tokenise(render(turns, TEMPLATES["internvl2"], [2, 1], 3, open_turn=True), tokenizer)
+    tokens = _tokenise(render(turns, TEMPLATES["internvl2"], [2, 1], 3, open_turn=True), tokenizer)
+    ids, supervised, visual = tokens.ids, tokens.supervised, tokens.visual
     prompt = (
         "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
         "是一个有用无害的人工智能助手。<|im_end|>"
@@ -158,7 +159,7 @@ def test_the_chat_template_equals_our_rendering(tokenizer, tmp_path, name, syste
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     parts = [dict(message) for message in messages]
     parts[-3]["content"] = [{"type": "image"}, {"type": "text", "text": "It's what?"}]
-    ids, _, _ = _tokenise(render(turns, TEMPLATES[name], [2], 3, open_turn=True), tokenizer)
+    ids = _tokenise(render(turns, TEMPLATES[name], [2], 3, open_turn=True), tokenizer).ids
     for form in (messages, parts):
         text = reference.apply_chat_template(form, tokenize=False, add_generation_prompt=True)
         text = text.replace("<IMG_CONTEXT>", "<img>" + "<IMG_CONTEXT>" * 6 + "</img>")

@@ -9,6 +9,7 @@ import pytest
 from tests import tiny
 from vlm_jax.batch import BatchShape, empty_batch
 from vlm_jax.convert.folders import parameter_shapes
+from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.packing import pack_row
 from vlm_jax.models.connector import PixelShuffleMLPConfig, pixel_shuffle
 from vlm_jax.models.decoder import DecoderConfig
@@ -38,6 +39,30 @@ def test_packed_row_equals_its_conversations_alone(packed):
         assert np.abs(together[start : start + length] - row[:length]).max() <= 1e-5
         start += length
     assert np.isfinite(together).all()
+
+
+def test_independent_questions_do_not_see_each_other():
+    turns = [Turn("user", "<image>\nWhat is the total?"), Turn("assistant", "128.50"), Turn("user", "Which is it?"),
+             Turn("assistant", "1"), Turn("user", "Total, or 2?"), Turn("assistant", "Which is brighter?")]  # fmt: skip
+    image = (tiny.png(64, 32, 1),)
+    preparer, per_tile = tiny.system().preparer(tiny.tokenizer(), 256), tiny.system().model.tokens_per_tile
+    model = tiny.system().model
+
+    def logits(conversations):
+        examples = [preparer(conversation) for conversation in conversations]
+        length = max(len(example.tokens) for example in examples)
+        batch = empty_batch(BatchShape(len(examples), length, 3, model.vision.patches, model.patch_values))
+        for row, example in enumerate(examples):
+            pack_row([example], batch, row, per_tile)
+        return examples, np.asarray(tiny.model().logits(batch))
+
+    (together,), (found,) = logits([Conversation((tiny.BRIEF, *turns), image, "x", independent=True)])
+    pairs = [(Turn("user", f"<image>\n{q.text.removeprefix(f'<image>{chr(10)}')}"), a)
+             for q, a in zip(turns[::2], turns[1::2], strict=True)]  # fmt: skip
+    alone, expected = logits([Conversation((tiny.BRIEF, *pair), image, "x") for pair in pairs])
+    for branch, (example, row) in enumerate(zip(alone, expected, strict=True), start=1):
+        seen = np.isin(together.branches, (0, branch))
+        assert np.abs(found[seen] - row[: len(example.tokens)]).max() <= 1e-5
 
 
 def test_scan_and_remat_change_nothing(packed):

@@ -33,7 +33,7 @@ def recipe_fields(**changes):
 
 
 def noise_batch(rows=8, tokens=48, tiles=3, vocab=331, seed=0) -> Batch:
-    """Two conversations and some padding a row; the first tiles are real, the last is empty."""
+    """Two conversations, the second in two branches, and padding a row; the first tiles are real, the last is empty."""
     rng = np.random.default_rng(seed)
     visual = (TILE // PATCH // 2) ** 2
     shape = BatchShape(rows, tokens, tiles, (TILE // PATCH) ** 2, PATCH * PATCH * 3)
@@ -44,6 +44,9 @@ def noise_batch(rows=8, tokens=48, tiles=3, vocab=331, seed=0) -> Batch:
         batch.loss_weights[row, :end] = (rng.random(end) < 0.4) * rng.random(end)
         batch.segments[row, :cut], batch.segments[row, cut:end] = 1, 2
         batch.positions[row, :cut], batch.positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
+        shared, split = cut + 2 + visual, (cut + 2 + visual + end) // 2  # the second conversation has two branches
+        batch.branches[row, shared:split], batch.branches[row, split:end] = 1, 2
+        batch.positions[row, split:end] = shared - cut + np.arange(end - split)
         batch.tile_grid[row, : tiles - 1] = TILE // PATCH
         batch.tile_segment[row, 0], batch.tile_segment[row, 1] = 1, 2
         batch.patches[row, : tiles - 1] = rng.integers(0, 256, batch.patches[row, : tiles - 1].shape)

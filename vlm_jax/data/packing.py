@@ -101,8 +101,9 @@ def pack_row(examples: Sequence[Example], batch: Batch, row: int, tokens_per_til
         here = np.s_[row, token:end]
         batch.tokens[here] = example.tokens
         batch.loss_weights[here] = example.loss_weights
-        batch.positions[here] = np.arange(length)
+        batch.positions[here] = example.positions
         batch.segments[here] = segment
+        batch.branches[here] = example.branches
         batch.splice[here] = np.where(example.visual < 0, TEXT, example.visual + tile * tokens_per_tile)
         there = np.s_[row, tile:tile_end]
         batch.patches[there] = example.patches

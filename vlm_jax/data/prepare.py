@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Example:
       tokens: int32 [t].
       loss_weights: float32 [t]; weight of the prediction of `tokens[i]`, 0 where nothing is learned.
       visual: int32 [t]; index into the conversation's own k*n visual tokens, or -1 for text.
+      positions: int32 [t]; rotary positions, from 0; every branch begins where what all branches share ends.
+      branches: int32 [t]; number of the independent question, from 1; 0 is what all of them see.
       patches: uint8 [k, N, P*P*3].
       tile_grid: int32 [k, 2]; patches down and across.
       tile_image: int32 [k]; number of the image.
@@ -39,6 +41,8 @@ class Example:
     tokens: np.ndarray
     loss_weights: np.ndarray
     visual: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
     patches: np.ndarray
     tile_grid: np.ndarray
     tile_image: np.ndarray
@@ -95,19 +99,21 @@ class Preparer:
         layout = self._layout(len(conversation.images))
         # Lengths are checked before pixels are decoded.
         spans = self._spans(conversation, self._tile_counts(conversation, layout), open_turn)
-        tokens, supervised, visual = _tokenise(spans, self.tokenizer)
-        self._check_length(conversation, len(tokens))
+        text = _tokenise(spans, self.tokenizer)
+        self._check_length(conversation, len(text.ids))
         images = [decode_image(data, _image_name(conversation, i)) for i, data in enumerate(conversation.images)]
         tiles = [cut_tiles(image, layout) for image in images]
         side = layout.tile_size // self.patch_size
         counts = [len(t) for t in tiles]
-        if sum(counts) * self.tokens_per_tile != np.count_nonzero(visual >= 0):
+        if sum(counts) * self.tokens_per_tile != np.count_nonzero(text.visual >= 0):
             raise UserError(f"record {conversation.id}: an image's header and its pixels disagree about its size")
         patches = [patchify(t, self.patch_size) for t in tiles]
         return Example(
-            tokens=tokens,
-            loss_weights=_weights(supervised, self.loss_reduction),
-            visual=visual,
+            tokens=text.ids,
+            loss_weights=_weights(text, self.loss_reduction),
+            visual=text.visual,
+            positions=_positions(text.branches),
+            branches=text.branches,
             patches=np.concatenate(patches)
             if patches
             else np.zeros((0, self.patches_per_tile, self.patch_values), np.uint8),
@@ -123,8 +129,8 @@ class Preparer:
           UserError: as `__call__`, except for the length and for damage beyond an image's header.
         """
         counts = self._tile_counts(conversation, self._layout(len(conversation.images)))
-        tokens, _, _ = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
-        return len(tokens), sum(counts)
+        text = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
+        return len(text.ids), sum(counts)
 
     def _layout(self, images: int) -> ClosestAspect:
         return share(self.layout, images) if self.share_tiles else self.layout
@@ -135,7 +141,14 @@ class Preparer:
 
     def _spans(self, conversation: Conversation, tiles_per_image: Sequence[int], open_turn: bool) -> list[Span]:
         try:
-            return render(conversation.turns, self.template, tiles_per_image, self.tokens_per_tile, open_turn=open_turn)
+            return render(
+                conversation.turns,
+                self.template,
+                tiles_per_image,
+                self.tokens_per_tile,
+                open_turn=open_turn,
+                independent=conversation.independent,
+            )
         except UserError as error:
             raise UserError(f"record {conversation.id}: {error}") from None
 
@@ -147,8 +160,17 @@ class Preparer:
             )
 
 
-def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids int32 [t], supervision bool [t], visual index int32 [t] of rendered spans.
+class _Tokens(NamedTuple):
+    """Rendered spans as tokens: ids int32 [t], supervision bool [t], visual index int32 [t], branch int32 [t]."""
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    visual: np.ndarray
+    branches: np.ndarray
+
+
+def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
+    """Ids of rendered spans, and what is known of each.
 
     Adjoining spans of one kind are tokenised together, so that a prompt's ids equal the reference's; the border of an
     answer is always a border of tokens, as it is in generation.
@@ -156,6 +178,7 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> tuple[np.ndarray, 
     ids: list[int] = []
     supervised: list[bool] = []
     visual: list[int] = []
+    branches: list[int] = []
     pieces: list[tuple[str, bool]] = []
     seen = 0
     for number, span in enumerate(spans):
@@ -163,23 +186,41 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> tuple[np.ndarray, 
             ids += [tokenizer.image_id] * span.placeholders
             supervised += [False] * span.placeholders
             visual += range(seen, seen + span.placeholders)
+            branches += [span.branch] * span.placeholders
             seen += span.placeholders
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
-        if following is None or following.image is not None or following.supervised != span.supervised:
+        if following is None or following.image is not None or _kind(following) != _kind(span):
             new = tokenizer.encode_pieces(pieces)
             ids += new
             supervised += [span.supervised] * len(new)
             visual += [-1] * len(new)
+            branches += [span.branch] * len(new)
             pieces = []
-    return np.array(ids, np.int32), np.array(supervised, bool), np.array(visual, np.int32)
+    return _Tokens(
+        np.array(ids, np.int32), np.array(supervised, bool), np.array(visual, np.int32), np.array(branches, np.int32)
+    )
 
 
-def _weights(supervised: np.ndarray, reduction: LossReduction) -> np.ndarray:
-    count = max(int(supervised.sum()), 1)
-    weight = {"token": 1.0, "sample": 1.0 / count, "square": count**-0.5}[reduction]
-    return supervised.astype(np.float32) * np.float32(weight)
+def _kind(span: Span) -> tuple[bool, int]:
+    return span.supervised, span.branch
+
+
+def _weights(text: _Tokens, reduction: LossReduction) -> np.ndarray:
+    """A branch weighs what it would as a conversation of its own."""
+    counts = np.maximum(np.bincount(text.branches, text.supervised), 1)
+    weight = {"token": counts**0.0, "sample": 1.0 / counts, "square": counts**-0.5}[reduction]
+    return np.where(text.supervised, weight[text.branches], 0.0).astype(np.float32)
+
+
+def _positions(branches: np.ndarray) -> np.ndarray:
+    order = np.arange(len(branches), dtype=np.int32)
+    if not len(branches) or not branches.any():
+        return order
+    shared = np.count_nonzero(branches == 0)  # they stand first
+    starts = np.maximum.accumulate(np.where(np.diff(branches, prepend=0) > 0, order, 0))
+    return np.where(branches > 0, order - starts + shared, order).astype(np.int32)
 
 
 def _image_name(conversation: Conversation, number: int) -> str:

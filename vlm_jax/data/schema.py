@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from vlm_jax.data.conversation import Conversation
 
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -22,7 +24,8 @@ def conversation_features() -> Any:
 
     Its features: `id` and `task` (text), `conversations` (JSON list of `{"from": "human" | "gpt" | "system", "value":
     text}`), `images` (sequence of RGB PNG files), `provenance` (JSON text: which raw material the record was made from,
-    so that anybody can check that splits share none; empty where a builder does not say).
+    so that anybody can check that splits share none; empty where a builder does not say), `independent` (bool:
+    whether the questions are independent of one another, see `Conversation`).
     """
     import tensorflow_datasets as tfds
 
@@ -33,6 +36,7 @@ def conversation_features() -> Any:
             "conversations": tfds.features.Text(),
             "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
             "provenance": tfds.features.Text(),
+            "independent": tfds.features.Scalar(np.bool_),
         }
     )
 
@@ -50,4 +54,5 @@ def to_record(conversation: Conversation, provenance: Mapping[str, Any] | None =
         # TFDS passes a stream through unchanged; an array would need TensorFlow to be encoded.
         "images": [io.BytesIO(image) for image in conversation.images],
         "provenance": "" if provenance is None else json.dumps(provenance, sort_keys=True),
+        "independent": conversation.independent,
     }

@@ -70,7 +70,8 @@ class TFDSSource:
     """A prepared TFDS data set in ArrayRecord files, read without TensorFlow and without decoding images.
 
     Features: `id`, `task` and `conversations` are text, the last a JSON list of `{"from": "system|human|gpt", "value":
-    text}` (InternVL's format); `images` is a sequence of encoded images (`tfds.features.Image`, or bytes).
+    text}` (InternVL's format); `images` is a sequence of encoded images (`tfds.features.Image`, or bytes); a data set
+    may have a bool `independent` (see `Conversation`).
 
     Attributes:
       folder: the version folder with `dataset_info.json`.
@@ -104,6 +105,7 @@ class TFDSSource:
             images=tuple(bytes(image) for image in record["images"]),
             id=name,
             task=record["task"].decode(),
+            independent=bool(record.get("independent", False)),
         )
 
     def fingerprint(self) -> str:

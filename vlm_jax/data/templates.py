@@ -14,7 +14,8 @@ Source: `internvl/conversation.py` and `train/dataset.py` of OpenGVLab/InternVL.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from vlm_jax.data.conversation import IMAGE, Role, Turn
 from vlm_jax.errors import UserError
@@ -45,8 +46,7 @@ class Template:
     strip: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A piece of a rendered conversation.
 
     Attributes:
@@ -55,6 +55,7 @@ class Span:
       image: number of the image whose visual tokens stand here, or None.
       control: the text is the template's own, so special tokens in it are special.
       placeholders: number of visual tokens, tiles * tokens per tile (0 for text).
+      branch: number of the independent question that it belongs to, from 1; 0 is what all of them share.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Span:
     image: int | None = None
     control: bool = False
     placeholders: int = 0
+    branch: int = 0
 
 
 def render(
@@ -71,6 +73,7 @@ def render(
     tokens_per_tile: int,
     *,
     open_turn: bool = False,
+    independent: bool = False,
 ) -> list[Span]:
     r"""Renders a conversation.
 
@@ -83,9 +86,12 @@ def render(
       tiles_per_image: number of tiles of every image, in the order of the marks.
       tokens_per_tile: number of visual tokens of one tile.
       open_turn: end with the open header of an answer, for generation; the last turn must be the user's.
+      independent: every question with its answer is a branch of its own behind the images of the first question; the
+        white space between images and first question stands before every other one too.
 
     Raises:
-      UserError: roles out of order, or not as many marks as images.
+      UserError: roles out of order, not as many marks as images, or independent questions of which one is not answered
+        or has an image of its own.
     """
     system, dialogue = _split_system(turns, template)
     _check_roles(dialogue, open_turn)
@@ -93,23 +99,49 @@ def render(
 
     spans = [Span(template.begin + template.prefixes["system"], control=True), Span(_strip(system, template))]
     spans += _close(template)
-    image = 0
-    for turn, text in zip(dialogue, texts, strict=True):
-        spans.append(Span(template.prefixes[turn.role], control=True))
-        text = _strip(text, template)
-        if turn.role == "assistant":
-            spans.append(Span(text, supervised=True))
-        else:
-            for piece in _split_marks(text):
-                if piece is None:
-                    spans += _image_spans(image, tiles_per_image[image] * tokens_per_tile)
-                    image += 1
-                else:
-                    spans.append(Span(piece))
-        spans += _close(template, supervised=turn.role == "assistant")
+    texts = [_strip(text, template) for text in texts]
+    placeholders = enumerate(tiles * tokens_per_tile for tiles in tiles_per_image)
+    if independent:
+        spans += _branches(texts, template, placeholders, open_turn)
+    else:
+        for turn, text in zip(dialogue, texts, strict=True):
+            spans += _turn(turn.role, text, template, placeholders)
     if open_turn:
         spans.append(Span(template.prefixes["assistant"], control=True))
     return [span for span in spans if span.text or span.image is not None]
+
+
+def _turn(role: Role, text: str, template: Template, placeholders: Iterator[tuple[int, int]]) -> list[Span]:
+    """The spans of one turn; takes the next images for the marks of a user's."""
+    answer = role == "assistant"
+    body = [Span(text, supervised=True)] if answer else _user_text(text, placeholders)
+    return [Span(template.prefixes[role], control=True), *body, *_close(template, supervised=answer)]
+
+
+def _user_text(text: str, placeholders: Iterator[tuple[int, int]]) -> list[Span]:
+    first, *others = text.split(IMAGE)
+    spans = [Span(first)]
+    for other in others:
+        spans += [*_image_spans(*next(placeholders)), Span(other)]
+    return spans
+
+
+def _branches(
+    texts: Sequence[str], template: Template, placeholders: Iterator[tuple[int, int]], open_turn: bool
+) -> list[Span]:
+    """The user's header with the images, then every question with its answer as a branch."""
+    if open_turn or len(texts) % 2:
+        raise UserError("independent questions must all be answered")
+    if any(IMAGE in text for text in texts[2::2]):
+        raise UserError("independent questions share the images of the first; a later one has an image of its own")
+    head, mark, first = texts[0].rpartition(IMAGE)
+    gap = first[: len(first) - len(first.lstrip())]
+    questions = [first, *(gap + text for text in texts[2::2])]
+    spans = [Span(template.prefixes["user"], control=True), *_user_text(head + mark, placeholders)]
+    for branch, (question, answer) in enumerate(zip(questions, texts[1::2], strict=True), start=1):
+        own = [Span(question), *_close(template), *_turn("assistant", answer, template, placeholders)]
+        spans += [span._replace(branch=branch) for span in own]
+    return spans
 
 
 def to_jinja(template: Template) -> str:
@@ -176,15 +208,6 @@ def _place_marks(dialogue: Sequence[Turn], images: int) -> list[str]:
     if marks != images:
         raise UserError(f"the text has {marks} {IMAGE} mark(s) for {images} image(s)")
     return texts
-
-
-def _split_marks(text: str) -> list[str | None]:
-    """The text between marks, with None where a mark stood."""
-    first, *others = text.split(IMAGE)
-    pieces: list[str | None] = [first]
-    for other in others:
-        pieces += [None, other]
-    return pieces
 
 
 def _image_spans(image: int, placeholders: int) -> list[Span]:

@@ -25,7 +25,7 @@ REPORT_KEYS = (
 """The keys of `report.json`, all required.
 
 `wall_seconds`: the whole run, in seconds. `stages`: name -> figures (`steps`, `seconds`, `first_loss`, `last_loss`,
-`conversations_per_second` and others, all numbers), in order. `tasks`: see `EvaluationResult.report`.
+`answers_per_second` and others, all numbers), in order. `tasks`: see `EvaluationResult.report`.
 `peak_memory_bytes`: of the process and its workers, their peaks added. `versions`: package -> version. `device`:
 in words. `config_digest`: of the whole config. `date`: ISO 8601."""
 
@@ -41,7 +41,7 @@ STAGE_LABELS = {
     "seconds": "time",
     "first_loss": "first loss",
     "last_loss": "last loss",
-    "conversations_per_second": "conversations / s",
+    "answers_per_second": "answers / s",
     "tokens_per_second": "tokens / s",
     "tiles_per_second": "tiles / s",
 }

@@ -132,8 +132,12 @@ def rotate(x: Float[Array, "B T H Dh"], table: tuple[jax.Array, jax.Array]) -> F
     return turned.astype(x.dtype)
 
 
-def causal_segment_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Token t sees token s when s <= t and both are of one conversation; padding sees padding, so no row is empty."""
+def packed_mask(segments: Int[Array, "B T"], branches: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+    """Token t sees token s when s <= t, both are of one conversation, and s is of t's branch or shared by all.
+
+    Padding sees padding, so no row is empty.
+    """
     same = segments[:, :, None] == segments[:, None, :]
+    visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     order = jnp.arange(segments.shape[1])
-    return (same & (order[:, None] >= order[None, :]))[:, None]
+    return (same & visible & (order[:, None] >= order[None, :]))[:, None]

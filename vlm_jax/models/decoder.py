@@ -17,7 +17,7 @@ from vlm_jax.models.attention import (
     AttentionShape,
     KVCache,
     Side,
-    causal_segment_mask,
+    packed_mask,
     rotary_table,
 )
 from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm
@@ -108,11 +108,15 @@ class Decoder(nn.Module):
         return jnp.take(self.embedding, tokens, axis=0).astype(self.compute.dtype)
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        branches: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
-        """Embeddings of packed rows to normed hidden states; attention stays within a conversation."""
+        """Embeddings of packed rows to normed hidden states; attention stays within a conversation and a branch."""
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        side = Side(rotary=rotary, mask=causal_segment_mask(segments))
+        side = Side(rotary=rotary, mask=packed_mask(segments, branches))
         x, _, _ = run_layers(self.layer, self.layers, constrain(x, "batch", None, None), side, self.compute)
         return self.norm(x)
 

@@ -78,7 +78,7 @@ class VLM(nn.Module):
     def hidden(self, batch: Batch, drop_key: jax.Array | None = None) -> Float[Array, "B T D"]:
         """Normed hidden states of packed rows: what the head, or a chunked loss, goes on from."""
         x = self.embed(batch.tokens, batch.splice, self.encode(batch.patches, drop_key))
-        return self.decoder(x, batch.positions, batch.segments)
+        return self.decoder(x, batch.positions, batch.segments, batch.branches)
 
     def __call__(self, batch: Batch) -> Float[Array, "B T V"]:
         """float32 logits of packed rows; for checking, not speed."""

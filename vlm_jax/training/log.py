@@ -75,7 +75,7 @@ class Log:
             say(
                 f"{entry['stage']:>8} {entry['step']:>5}/{total}  loss {entry['loss']:.4f}  "
                 f"accuracy {entry['accuracy']:.3f}  rate {entry['learning_rate']:.2e}  "
-                f"{entry['conversations_per_second']:.0f} conversations/s  useful tokens {entry['useful_tokens']:.0%}  "
+                f"{entry['answers_per_second']:.0f} answers/s  useful tokens {entry['useful_tokens']:.0%}  "
                 f"left {left:.0f} s"
             )
 

@@ -291,7 +291,7 @@ class Meter:
     def _write(self, step: int) -> None:
         seconds, data = time.monotonic() - self._since, self._stage.data
         mean = {name: total / self._count for name, total in self._sums.items()}
-        speed = {f"{name}_per_second": self._sums[name] / seconds for name in ("conversations", "tokens", "tiles")}
+        speed = {f"{name}_per_second": self._sums[name] / seconds for name in ("answers", "tokens", "tiles")}
         useful = {
             "useful_tokens": mean.pop("tokens") / (data.rows * data.tokens),
             "useful_tiles": mean.pop("tiles") / max(1, data.rows * data.tiles),
@@ -307,7 +307,7 @@ class Meter:
         figures["steps"] = step
         figures["seconds"] += seconds
         figures["last_loss"] = entry["loss"]
-        for name in ("conversations", "tokens", "tiles"):
+        for name in ("answers", "tokens", "tiles"):
             total = figures.get(f"{name}_seen", 0) + self._sums[name]
             figures[f"{name}_seen"] = total
             figures[f"{name}_per_second"] = total / figures["seconds"]

@@ -103,7 +103,7 @@ class Step:
             "gradient_norm": optax.global_norm(grads),
             "learning_rate": rate,
             "tokens": jnp.sum(batch.segments > 0),
-            "conversations": jnp.sum(jnp.max(batch.segments, axis=1)),
+            "answers": jnp.sum((batch.loss_weights > 0) & (jnp.roll(batch.loss_weights, 1, axis=1) == 0)),
             "tiles": jnp.sum(batch.tile_grid[..., 0] > 0),
         }
         return TrainState(state.step + 1, trainable, state.frozen, optimizer), metrics

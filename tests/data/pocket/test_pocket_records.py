@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
 from vlm_jax.data.pocket.canvas import canvas_size, pick
-from vlm_jax.data.pocket.records import LOOKING, draw_scene, make_record
+from vlm_jax.data.pocket.records import draw_scene, make_record
 from vlm_jax.data.pocket.scene import SPLITS, TASKS, format_box
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
@@ -68,18 +68,27 @@ def test_held_out_records_ask_one_question_balanced_over_kinds(records, split):
         assert len(kinds) == expected
 
 
-def test_training_conversations_are_dense(records):
+def test_everything_is_asked_about_most_training_pictures(records):
     own = [record for (split, _), part in records.items() if split == "train" for record in part]
+    independent = [record for record in own if record.conversation.independent]
+    assert 0.8 < len(independent) / len(own) < 0.97
     prompts = "Read everything|List everything|Describe"
-    transcribed = [any(re.search(prompts, turn.text) for turn in record.conversation.turns) for record in own]
-    assert 0.40 < np.mean(transcribed) < 0.60
-    turns = collections.Counter(len(answers(record)) for record in own)
-    assert set(turns) <= {1, 2, 3, 4, 5}
-    assert 0.15 < sum(turns[n] for n in (2, 3, 4, 5)) / turns.total() < 0.35
+    for record in independent:
+        texts = [turn.text for turn in record.conversation.turns if turn.role == "user"]
+        assert sum(bool(re.search(prompts, text)) for text in texts) == (0 if len(boxes_of(record)) > 1 else 1)
+    assert np.mean([len(answers(record)) for record in independent]) > 4
+    dialogues = collections.Counter(len(answers(record)) for record in own if not record.conversation.independent)
+    assert set(dialogues) <= {1, 2, 3, 4, 5}
+    assert len(dialogues) > 2
     for record in own:
         texts = [turn.text for turn in record.conversation.turns]
         assert texts[0].startswith("<image>\n")
         assert "".join(texts).count("<image>") == 1
+
+
+def boxes_of(record):
+    """The things whose boxes are asked for."""
+    return {answer.split("</ref>")[0] for answer in answers(record) if "\n" not in answer and "<box>" in answer}
 
 
 def test_reading_is_the_transcription_of_nine_digits(material):
@@ -92,13 +101,13 @@ def test_reading_is_the_transcription_of_nine_digits(material):
 
 def test_looking_asks_all_other_tasks_in_one_tile(material):
     kinds = collections.Counter()
-    for number in range(50):
+    for number in range(60):
         record = make_record(0, "train", "looking", number, material["train"])
         assert choose_grid(*picture(record).size, LAYOUT) == (1, 1)
+        assert record.conversation.independent
         kinds[record.kind] += 1
-        several = {"field": (2, 3), "total": (3,), "highest": (3,), "compare": (3,), "lowest": (3,)}
-        assert len(answers(record)) in several.get(record.kind, (1,))
-    assert set(kinds) == {kind for own in LOOKING.values() for kind in own}
+    modules = (digits.COUNT_KINDS, documents.KINDS, charts.KINDS, points.KINDS, photos.KINDS)
+    assert set(kinds) == {kind for own in modules for kind in own}
 
 
 def test_empty_places_are_empty(material):
@@ -112,16 +121,13 @@ def test_empty_places_are_empty(material):
     assert max(empty, also_empty) < 30 < 100 < min(first, second)
 
 
-def test_finding_is_one_question_about_nine_digits(material):
-    kinds = collections.Counter()
-    for number in range(30):
-        user, assistant = make_record(0, "train", "finding", number, material["train"]).conversation.turns
-        digits_asked = {"Read row": 3, "Read column": 3, "Which digit": 1}
-        (start,) = [start for start in digits_asked if user.text.startswith(f"<image>\n{start}")]
-        assert re.fullmatch(rf"\d{{{digits_asked[start]}}}", assistant.text)
-        kinds[start] += 1
-    assert len(kinds) == 3
-    assert min(kinds.values()) > 3
+def test_finding_asks_for_cells_and_lines_of_nine_digits(material):
+    for number in range(10):
+        conversation = make_record(0, "train", "finding", number, material["train"]).conversation
+        questions = [turn.text.removeprefix("<image>\n") for turn in conversation.turns if turn.role == "user"]
+        starts = collections.Counter(" ".join(question.split()[:2]) for question in questions)
+        assert starts == {"Which digit": 4, "Read row": 1, "Read column": 1, "Read everything.": 1}
+        assert conversation.independent
 
 
 def test_ids_are_unique(records):
@@ -139,7 +145,7 @@ def test_pictures_are_rgb_png_of_many_grids_and_mostly_one_tile(records):
             assert max(image.size) <= 240
             if split == "train":
                 grids[choose_grid(*image.size, LAYOUT)] += 1
-    assert 0.5 < grids[1, 1] / grids.total() < 0.7
+    assert 0.6 < grids[1, 1] / grids.total() < 0.8
     assert set(grids) >= {(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)}
 
 
@@ -197,14 +203,14 @@ def test_numbers_asked_for_run_from_one_to_nine(records):
     assert max(asked.values()) < 0.45 * asked.total()
 
 
-def test_half_of_the_charts_are_series_and_printed_forms_keep_their_lines(material):
+def test_most_charts_are_series_and_printed_forms_keep_their_lines(material):
     firsts = [scene.transcription.answer.split(":")[0] for scene in scenes(material, "chart", count=80)]
-    assert 0.4 < firsts.count("A") / len(firsts) < 0.8
+    assert 0.7 < firsts.count("A") / len(firsts) < 0.97
     forms = [scene for scene in scenes(material, "document", count=120) if scene.questions[0].kind == "field"]
     labels = [tuple(line.split()[0] for line in form.transcription.answer.split("\n")) for form in forms]
     printed = [lines for lines in labels if lines in documents.TEMPLATES]
     assert set(printed) == set(documents.TEMPLATES)
-    assert 0.3 < len(printed) / len(labels) < 0.9
+    assert 0.5 < len(printed) / len(labels) < 0.95
 
 
 def test_documents_add_up_and_answer_as_printed(material):
@@ -216,7 +222,7 @@ def test_documents_add_up_and_answer_as_printed(material):
             assert int(printed["total"]) == sum(prices)
         for question in scene.questions:
             named = re.fullmatch(r"What is the (?:price of )?(\w+)\?", question.text).group(1)
-            assert question.answer == printed[named]
+            assert question.answer == printed[named.lower()]
 
 
 def test_chart_answers_follow_from_the_transcription(material):

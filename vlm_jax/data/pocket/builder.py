@@ -54,8 +54,8 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
       advance: called with the number of records just drawn.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "Charts in series, printed forms, numbers of digits."}  # noqa: RUF012 - TFDS's own attribute
+    VERSION = tfds.core.Version("1.2.0")
+    RELEASE_NOTES = {"1.2.0": "Everything is asked about a training picture, each question by itself."}  # noqa: RUF012 - TFDS's own attribute
     BUILDER_CONFIGS = [pocket_config(preset, 0) for preset in PRESETS]  # noqa: RUF012
 
     workers: int = 0

@@ -16,13 +16,13 @@ from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 KINDS = ("value", "highest", "compare", "lowest")
 """A quarter of the questions is after a value, the others compare bars."""
 
-LAYOUTS = {(1, 1): 0.58, (2, 1): 0.22, (2, 2): 0.12, (3, 2): 0.04, (3, 1): 0.04}
+LAYOUTS = {(1, 1): 0.74, (2, 1): 0.12, (2, 2): 0.08, (3, 2): 0.03, (3, 1): 0.03}
 """Tile grid → share of the charts."""
 
-BARS = {(1, 1): (2, 3), (2, 1): (2, 4), (2, 2): (2, 4), (3, 2): (3, 4), (3, 1): (3, 4)}
+BARS = {(1, 1): (3, 3), (2, 1): (2, 4), (2, 2): (2, 4), (3, 2): (3, 4), (3, 1): (3, 4)}
 """Tile grid → fewest and most bars."""
 
-SERIES = 0.55
+SERIES = 0.85
 """Share of the charts whose bars are called A, B, C, ... from left to right; the others have letters in any order, or
 words."""
 
@@ -31,7 +31,7 @@ FAMILIES = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral")
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What a chart says: the label and the value (1–20) of each bar, and whether the values are printed."""
+    """What a chart says: the label and the value (1–9) of each bar, and whether the values are printed."""
 
     labels: tuple[str, ...]
     values: tuple[int, ...]
@@ -77,11 +77,11 @@ def transcribe(chart: Chart) -> str:
 
 
 def _invent(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, int]) -> Chart:
-    """Different values, so that there is one highest and one lowest; up to 20 where printed, else up to 10."""
+    """Different values, so that there is one highest and one lowest."""
     fewest, most = BARS[grid]
     count = int(rng.integers(fewest, most + 1))
-    printed = bool(rng.random() < 0.6)
-    values = rng.permutation(np.arange(1, 21 if printed else 11))[:count]
+    printed = bool(rng.random() < 0.4)
+    values = rng.permutation(np.arange(1, 10))[:count]
     # A letter is about seven model pixels wide, and the scale to the left takes the room of two.
     room = (TILE * grid[0] - 16) / count / (7.5 * _enlargement(grid))
     short = [word for word in words if len(word) <= room - 0.5]
@@ -147,13 +147,12 @@ def _draw(rng: np.random.Generator, chart: Chart, grid: tuple[int, int]) -> tupl
     figure.set_size_inches(size[0] / 72, size[1] / 72)
     figure.set_facecolor(paper)
     text = 13 * unit * large
-    left = (text + 4 * unit if not chart.printed or rng.random() < 0.3 else 3 * unit) / size[0]
+    left = (text + 4 * unit if rng.random() < 0.3 else 3 * unit) / size[0]
     bottom, top = (text + 1 * unit) / size[1], (text if chart.printed else 4 * unit) / size[1]
     axes.set_position((left, bottom, 1 - left - 2 * unit / size[0], 1 - bottom - top))
     places = np.arange(len(chart.labels))
     bars = axes.bar(places, chart.values, width=rng.uniform(0.55, 0.85), color=_bar_colors(rng, len(places), paper))
-    limit = (10 if max(chart.values) <= 10 else 20) * (1.0 if chart.printed else 1.04)
-    axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(0, limit))
+    axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(0, 10))
     _decorate(axes, chart, places, style, unit, left * size[0] > text)
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy())
@@ -173,10 +172,8 @@ def _decorate(axes, chart: Chart, places: np.ndarray, style: dict, unit: float, 
         for place, value in zip(places, chart.values, strict=True):
             axes.annotate(str(value), (place, value), (0, unit), textcoords="offset pixels", ha="center", **style)
     if ticks:
-        step = 5 if max(chart.values) <= 10 else 10
-        marks = np.arange(0, 2 * step + 1, step)
         small = style | {"fontsize": 0.85 * style["fontsize"]}
-        for mark in marks:
+        for mark in (0, 5, 10):
             axes.axhline(mark, color=style["color"], linewidth=0.5 * unit, alpha=0.5, zorder=0)
             near = {"textcoords": "offset pixels", "ha": "right", "va": "center" if mark else "bottom"}
             axes.annotate(str(mark), (axes.get_xlim()[0], mark), (-unit, 0), annotation_clip=False, **near, **small)

@@ -22,12 +22,12 @@ from vlm_jax.data.pocket.canvas import (
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
-KINDS = ("field", "price", "total")
+KINDS = ("field", "price", "field", "total")
 
-LAYOUTS = {(1, 1): 0.58, (2, 1): 0.22, (1, 2): 0.10, (2, 2): 0.06, (3, 2): 0.04}
+LAYOUTS = {(1, 1): 0.74, (2, 1): 0.12, (1, 2): 0.06, (2, 2): 0.05, (3, 2): 0.03}
 """Tile grid → share of the documents."""
 
-LINES = {(1, 1): (2, 3), (2, 1): (2, 3), (1, 2): (3, 5), (2, 2): (4, 5), (3, 2): (4, 5)}
+LINES = {(1, 1): (3, 3), (2, 1): (2, 3), (1, 2): (3, 5), (2, 2): (4, 5), (3, 2): (4, 5)}
 """Tile grid → fewest and most lines, a receipt's total included."""
 
 SMALLEST_CAPITAL = 8.0
@@ -36,16 +36,22 @@ SMALLEST_CAPITAL = 8.0
 CHOICES = {
     "Day": ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"),
     "Size": ("S", "M", "L", "XL"),
-    "Status": ("paid", "open"),
+    "Status": ("paid", "open", "due", "void"),
     "Class": ("A", "B", "C"),
 }
 """Fields that are ticked rather than written, and what they can say."""
 
-TEMPLATES = (("Day", "Size", "Status"), ("Class", "Age", "Status"), ("Name", "Day", "Room"))
-"""Forms as they are printed: these fields, each always in its line."""
+TEMPLATES = {("Day", "Size", "Status"): 0.7, ("Class", "Age", "Status"): 0.15, ("Name", "Day", "Room"): 0.15}
+"""Forms as they are printed, these fields each always in its line → share of the printed forms."""
 
-PRINTED_FORMS = 0.7
+PRINTED_FORMS = 0.85
 """Share of these among the forms of three lines; the others have any fields in any order."""
+
+GOODS = ("Tea", "Milk", "Rice", "Soup", "Cake", "Fish", "Eggs", "Beer")
+"""What most receipts are about; the others list words of the prose."""
+
+GOODS_RECEIPTS = 0.8
+"""Share of these among the receipts."""
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -108,8 +114,9 @@ def _receipt(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, 
     """Items with whole prices, and their total in the last line."""
     fewest, most = LINES[grid]
     items = max(2, int(rng.integers(fewest, most + 1)) - 1)
+    words = GOODS if rng.random() < GOODS_RECEIPTS else words
     names = _distinct_words(rng, words, items, longest=5 if grid[0] == 1 else 6)
-    prices = [int(price) for price in rng.integers(1, 50, items)]
+    prices = [int(price) for price in rng.integers(1, 10, items)]
     lines = [(name, str(price)) for name, price in zip(names, prices, strict=True)]
     return Document("receipt", (*lines, ("Total", str(sum(prices)))), _heading(rng, "receipt", grid))
 
@@ -128,7 +135,7 @@ def _form(rng: np.random.Generator, words: tuple[str, ...], grid: tuple[int, int
         "Topic": choose(rng, words),
     }
     if fewest <= 3 <= most and rng.random() < PRINTED_FORMS:
-        names = choose(rng, TEMPLATES)
+        names = pick(rng, TEMPLATES)
     else:
         narrow = ("Name", "Code", "Age", "Room", *CHOICES)
         any_order = rng.permutation(narrow if grid[0] == 1 else list(fields))

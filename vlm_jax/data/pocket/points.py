@@ -15,14 +15,17 @@ from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.photos import crop_region
 from vlm_jax.data.pocket.scene import Box, Question, Scene, format_box, format_reference
 
-KINDS = ("thing", "line", "thing", "digit", "thing", "line", "thing", "bar", "thing", "line")
-"""Half of the questions are after a thing among one to three, three in ten after a line of a document, the others after
-a bar of a chart or a digit among several."""
+KINDS = ("thing", "line", "thing", "digit", "thing", "bar")
+"""Half of the questions are after a thing among one to three, the others after a line of a document, a bar of a chart
+or a digit among several."""
 
-LAYOUTS = {(1, 1): 0.72, (2, 1): 0.11, (1, 2): 0.07, (2, 2): 0.06, (3, 2): 0.04}
+LAYOUTS = {(1, 1): 0.76, (2, 1): 0.07, (1, 2): 0.07, (2, 2): 0.06, (3, 2): 0.04}
 """Tile grid → share of the pictures with things."""
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
+
+ON_SHELVES = 0.85
+"""Share of the pictures of one tile in which things, but no words, stand in compartments of a third of its sides."""
 
 SMALLEST_PART = 0.05
 """A bar is asked for where it is at least this share of the picture's height and width."""
@@ -55,10 +58,10 @@ def _scene(rng: np.random.Generator, image: Image.Image, boxes: dict[str, Box], 
     answers = {name: format_reference(name) + format_box(boxes[name], image.size) for name in names}
     request = "Please provide the bounding box coordinate of the region this sentence describes: "
     where = [Question(ask, request + format_reference(name), answers[name]) for name in names]
-    # Of a thing that no other question names, as long as there are two: its box is not to be read from the text.
+    # Of a thing that the first question does not name, as long as there are two.
     what = Question("what", f"What is in the region {format_box(boxes[names[-1]], image.size)}?", names[-1])
     listing = Question("transcription", "List everything with its box.", "\n".join(answers[name] for name in boxes))
-    return Scene(image, (where[0], what, *where[1:-1]), listing, provenance)
+    return Scene(image, (where[0], what, *where[1:3]), listing, provenance)
 
 
 def _large_enough(box: Box, size: tuple[int, int]) -> bool:
@@ -68,15 +71,21 @@ def _large_enough(box: Box, size: tuple[int, int]) -> bool:
 def _draw_things(
     rng: np.random.Generator, material: Material, grid: Grid, only_digits: bool
 ) -> tuple[Image.Image, dict[str, Box], dict]:
-    """One to three things of any kind, or two to four different digits, that do not overlap."""
+    """One to three things of any kind, or two to four different digits, that do not overlap.
+
+    In most pictures of one tile they stand on shelves (`_shelves`).
+    """
     size = canvas_size(rng, grid)
     paper, ink = paper_and_ink(rng)
     sheet = blank(rng, size, paper)
     count = int(rng.integers(2, 5)) if only_digits else 1 + int(rng.choice(3, p=(0.6, 0.25, 0.15)))
-    kinds = ["digit"] * count if only_digits else [choose(rng, tuple(_THINGS)) for _ in range(count)]
+    shelves = grid == (1, 1) and rng.random() < ON_SHELVES
+    known = ("digit",) if only_digits else ("shape", "digit", "photograph") if shelves else tuple(_THINGS)
+    kinds = [choose(rng, known) for _ in range(count)]
     boxes: dict[str, Box] = {}
     used: dict[str, set] = {"digits": set(), "regions": set()}
-    for kind, place in zip(kinds, _places(rng, size, kinds, 0.4 if only_digits else 0.6), strict=True):
+    places = _shelves(rng, size, count) if shelves else _places(rng, size, kinds, 0.4 if only_digits else 0.6)
+    for kind, place in zip(kinds, places, strict=True):
         name = None
         while name is None or name in boxes:
             name, mask, fill, source = _THINGS[kind](rng, material, place, ink)
@@ -85,6 +94,18 @@ def _draw_things(
             used[key].add(value)
     ordered = dict(sorted(boxes.items(), key=lambda item: (item[1][1], item[1][0])))
     return sheet, ordered, {key: sorted(values) for key, values in used.items() if values}
+
+
+def _shelves(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[tuple[int, int, int, int]]:
+    """A box for each thing in one of nine compartments, which it nearly fills."""
+    chosen = rng.permutation(9)[:count]
+    places = []
+    for row, column in zip(chosen // 3, chosen % 3, strict=True):
+        side = np.asarray(size) / 3
+        extent = side * rng.uniform(0.8, 0.95, 2)
+        left, top = (column, row) * side + (side - extent) * rng.uniform(0.2, 0.8, 2)
+        places.append(tuple(round(value) for value in (left, top, left + extent[0], top + extent[1])))
+    return places
 
 
 def _places(

@@ -45,8 +45,8 @@ def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
 
 
 PRESETS = {
-    "default": _preset((3000, 2000, 2000, 1500, 2000, 1000, 4000, 7000, 12000), 50, 200),
-    "quick": _preset((400, 200, 200, 120, 200, 120, 300, 300, 500), 8, 24),
+    "default": _preset((2500, 2000, 2500, 1500, 2500, 1500, 4000, 7000, 10000), 50, 200),
+    "quick": _preset((250, 200, 200, 120, 200, 120, 300, 300, 300), 8, 24),
     "tiny": _preset((24, 12, 16, 8, 12, 8, 12, 12, 15), 4, 8),
 }
 """Sizes by name; train is given by task in the order of `TASKS`, then `CURRICULUM`."""

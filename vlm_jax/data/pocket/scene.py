@@ -13,8 +13,7 @@ TASKS = ("digits", "count", "document", "chart", "point", "photo")
 
 CURRICULUM = ("reading", "finding", "looking")
 """Tasks of the training split alone, about pictures of one tile. `reading`: the transcription of a 3×3 grid of digits.
-`finding`: a cell, a row or a column of one; a row or a column is found by one number, a cell needs two, and is not
-learned before them. `looking`: all other tasks in turn, with the questions that need the least reading."""
+`finding`: cells, rows and columns of one as well. `looking`: all other tasks in turn."""
 
 READ = "Read everything."
 """What asks for a transcription, in one wording: then every word of it has its place at a fixed distance from the
