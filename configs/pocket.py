@@ -1,4 +1,4 @@
-"""Pocket Mini-InternVL on two CPU cores: teacher, distil, align, tune, evaluate, report, export (20 to 30 minutes).
+"""Pocket Mini-InternVL on two CPU cores: teacher, distil, align, tune, evaluate, report, export (20 minutes).
 
     python -m vlm_jax.main --config=configs/pocket.py --workdir=runs/pocket          the whole road
     python -m vlm_jax.main --config=configs/pocket.py:quick --workdir=runs/quick     the same road, a few steps each
@@ -15,7 +15,7 @@ from vlm_jax.training.recipe import recipe_config
 # Data preset and the steps of every stage, in order.
 SIZES = {
     "": ("default", 280, 560, 640, 180, 60, 760),
-    "quick": ("quick", 10, 10, 20, 10, 5, 30),
+    "quick": ("quick", 4, 4, 8, 5, 4, 15),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
 
