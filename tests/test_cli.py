@@ -92,3 +92,45 @@ def test_a_bar_on_a_terminal(monkeypatch):
 def test_importing_cli_imports_nothing_heavy():
     code = "import sys, vlm_jax.cli; print([m for m in ('rich', 'numpy', 'jax', 'pydantic') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["python", "-m", "vlm_jax.main", "--workdir=x"], True),
+        (["python", "-X", "dev", "-m", "vlm_jax.main", "--workdir=x"], True),
+        (["python", "-m", "pdb", "-m", "vlm_jax.main", "--workdir=x"], True),
+        (["python", "-", "--workdir=x"], False),
+        (["python", "-c", "code", "--workdir=x"], False),
+        (["python", "-m", "other", "--workdir=x"], False),
+    ],
+)
+def test_only_the_command_itself_is_started_again(monkeypatch, command, again):
+    started = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(cli.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(cli.os, "execve", lambda path, argv, environment: started.append((argv, environment)))
+    monkeypatch.setattr(cli.sys, "orig_argv", command)
+    monkeypatch.setattr(cli.sys, "argv", ["main.py", "--workdir=x"])
+    cli.ask_for_huge_pages("vlm_jax.main")
+    assert bool(started) == again
+    if again:
+        argv, environment = started[0]
+        assert argv[1:] == command[1:]
+        assert "hugetlb" in environment["GLIBC_TUNABLES"]
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cli.ask_for_huge_pages("vlm_jax.main")
+        monkeypatch.delenv("GLIBC_TUNABLES")
+        cli.ask_for_huge_pages("vlm_jax.main")
+        assert len(started) == 1
+
+
+def test_an_older_or_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(cli.os, "execve", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "-m", "vlm_jax.main"])
+    monkeypatch.setattr(cli.sys, "argv", ["main.py"])
+    for version in (("glibc", "2.31"), ("", "")):
+        monkeypatch.setattr(cli.platform, "libc_ver", lambda version=version: version)
+        cli.ask_for_huge_pages("vlm_jax.main")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,19 +38,25 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (`{self.prog} --help` lists the flags)")
 
 
-def ask_for_huge_pages() -> None:
-    """Starts this command again, in the same process, with glibc's malloc asking for huge pages where it can (2.35 on).
+_ASKED = "VLM_JAX_HUGE_PAGES"
+"""Set in the environment of a command that was started again, so that it is not a third time."""
+
+
+def ask_for_huge_pages(module: str) -> None:
+    """Starts `python -m module` again, in the same process, with a malloc that asks for huge pages (glibc 2.35 on).
 
     XLA on a CPU takes and gives back its buffers in every step, and a page fault for each 4 KiB of them was a sixth of
     the processor time of a pocket run; with huge pages its steps take 0.7 to 0.85 of the time. glibc reads the setting
     when a process starts and never after. What the user set stays.
     """
-    library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) else ""
-    name, _, version = (library or "").partition(" ")
-    recent = name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
-    if recent and "GLIBC_TUNABLES" not in os.environ:
-        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    started = list(sys.orig_argv[-len(sys.argv) - 1 :][:2])  # neither a script, a debugger nor a notebook
+    if "GLIBC_TUNABLES" in os.environ or started != ["-m", module] or os.environ.get(_ASKED):
+        return
+    name, version = platform.libc_ver()
+    if name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35) and sys.executable:
+        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", _ASKED: "1"}
+        with contextlib.suppress(OSError):  # then without
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -28,7 +28,7 @@ gives), and the same model shown grey pictures of the same size.
 EPILOG = """\
 example:
   python -m vlm_jax.evaluate --model=runs/pocket --benchmark=pocket \\
-      --data=runs/pocket/data/pocket/default_0/1.1.0 --out=scores.json --limit=50
+      --data=runs/pocket/data/pocket/default_0/1.2.0 --out=scores.json --limit=50
 
 FILE.json holds the settings, the score of every task, and one row per question
 with the prediction. The exit code is 0 only if all questions were asked.

@@ -100,5 +100,5 @@ def _configs() -> str:
 
 
 if __name__ == "__main__":
-    cli.ask_for_huge_pages()
+    cli.ask_for_huge_pages("vlm_jax.main")
     cli.run(main)

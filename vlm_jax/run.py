@@ -111,7 +111,7 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
 def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
     """Text as the model will see it, system prompt and role names included, of records evenly spread over the data."""
     template = TEMPLATES[recipe.system.template]
-    for i in range(0, len(splits.train), -(-len(splits.train) // TOKENIZER_RECORDS)):
+    for i in range(0, len(splits.train), len(splits.train) // TOKENIZER_RECORDS + 1):
         conversation = splits.train[i]
         tiles = [1] * len(conversation.images)
         for span in render(conversation.turns, template, tiles, 1, independent=conversation.independent):

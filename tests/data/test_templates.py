@@ -88,7 +88,7 @@ def test_independent_questions_branch_off_behind_the_images():
     for number in (1, 2):
         assert parts[number] == f"\n\nQ{number}<|im_end|>\n<|im_start|>assistant\nA{number}<|im_end|>\n"
     assert [span.branch for span in spans] == sorted(span.branch for span in spans)
-    assert supervised(spans) == "A1<|im_end|>A2<|im_end|>"
+    assert "".join(span.text for span in spans if span.supervised) == "A1<|im_end|>A2<|im_end|>"
     # Each is the conversation that it would be alone.
     alone = render((Turn("user", "A: <image> B: <image>\n\nQ2"), turns[3]), TEMPLATES["internvl2_5"], [1, 2], 1)
     assert parts[0] + parts[2] == text(alone)
@@ -97,6 +97,9 @@ def test_independent_questions_branch_off_behind_the_images():
 def test_independent_questions_are_answered_and_share_images():
     with pytest.raises(UserError, match="all be answered"):
         render((*QA, Turn("user", "Q")), TEMPLATES["internvl2"], [], 2, independent=True)
+    behind = (Turn("user", "Q <image>"), Turn("assistant", "A"), *QA)
+    with pytest.raises(UserError, match="before the first question"):
+        render(behind, TEMPLATES["internvl2"], [1], 2, independent=True)
     with pytest.raises(UserError, match="image of its own"):
         render((*QA, Turn("user", "<image>"), Turn("assistant", "A")), TEMPLATES["internvl2"], [1], 2, independent=True)
 

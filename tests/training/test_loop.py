@@ -118,7 +118,7 @@ def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbrok
     assert f"continuing from checkpoint {cut}" in capsys.readouterr().out
     assert_bit_equal(trained.params, unbroken[0].params)
     assert numbers(tmp_path) == numbers(unbroken[1]) == list(range(1, 12))  # a line at every checkpoint, without holes
-    keys = ("steps", "conversations_seen", "tokens_seen", "tiles_seen")
+    keys = ("steps", "answers_seen", "tokens_seen", "tiles_seen")
     for name, figures in trained.figures.items():
         assert {key: figures[key] for key in keys} == {key: unbroken[0].figures[name][key] for key in keys}
 

@@ -25,12 +25,12 @@ class Conversation:
 
     Attributes:
       turns: the messages, an optional system message first, then user and assistant in turn.
-      independent: every question is asked right behind the images, and what was asked and answered before is not seen:
-        as many conversations about the same images, which are encoded once (the multi-annotated images of Molmo,
-        arXiv 2409.17146, section 3). Images stand in the first question alone, before its text.
       images: encoded image files.
       id: unique within its split; names the record in every message about it.
       task: the name under which reports count it (`digits`, `document`, ...).
+      independent: every question is asked right behind the images, and what was asked and answered before is not seen:
+        as many conversations about the same images, which are encoded once (Molmo, arXiv 2409.17146, trains so on
+        images with several annotations). Images stand in the first question alone, before its text.
     """
 
     turns: tuple[Turn, ...]

@@ -86,12 +86,12 @@ def render(
       tiles_per_image: number of tiles of every image, in the order of the marks.
       tokens_per_tile: number of visual tokens of one tile.
       open_turn: end with the open header of an answer, for generation; the last turn must be the user's.
-      independent: every question with its answer is a branch of its own behind the images of the first question; the
-        white space between images and first question stands before every other one too.
+      independent: every question with its answer is a branch of its own; all up to the last image of the first
+        question is shared, and the white space behind that image stands before every other question too.
 
     Raises:
       UserError: roles out of order, not as many marks as images, or independent questions of which one is not answered
-        or has an image of its own.
+        or has an image of its own, or whose images stand behind the first question's text.
     """
     system, dialogue = _split_system(turns, template)
     _check_roles(dialogue, open_turn)
@@ -135,7 +135,9 @@ def _branches(
     if any(IMAGE in text for text in texts[2::2]):
         raise UserError("independent questions share the images of the first; a later one has an image of its own")
     head, mark, first = texts[0].rpartition(IMAGE)
-    gap = first[: len(first) - len(first.lstrip())]
+    if mark and not first.strip():
+        raise UserError("independent questions: the images must stand before the first question's text")
+    gap = first[: len(first) - len(first.lstrip())] if mark else ""
     questions = [first, *(gap + text for text in texts[2::2])]
     spans = [Span(template.prefixes["user"], control=True), *_user_text(head + mark, placeholders)]
     for branch, (question, answer) in enumerate(zip(questions, texts[1::2], strict=True), start=1):

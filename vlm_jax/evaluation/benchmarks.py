@@ -113,7 +113,7 @@ def single_question(conversation: Conversation) -> Question | None:
     turns = conversation.turns
     if tuple(turn.role for turn in turns if turn.role != "system") != ("user", "assistant"):
         return None
-    asked = dataclasses.replace(conversation, turns=turns[:-1])
+    asked = dataclasses.replace(conversation, turns=turns[:-1], independent=False)
     return Question(conversation.id, conversation.task, asked, (turns[-1].text,))
 
 

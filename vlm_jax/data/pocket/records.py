@@ -59,7 +59,8 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
         turns += [Turn("assistant", question.answer)]
     encoded = io.BytesIO()
     scene.image.save(encoded, "png")
-    conversation = Conversation(tuple(turns), (encoded.getvalue(),), f"{split}-{task}-{number:05d}", task, independent)
+    name = f"{split}-{task}-{number:05d}"
+    conversation = Conversation(tuple(turns), (encoded.getvalue(),), name, task, independent=independent)
     return Record(conversation, scene.provenance, kind)
 
 
@@ -99,10 +100,10 @@ def _everything(scene: Scene) -> list[Question]:
 
 
 def _in_turn(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Two to four questions of a dialogue, the one that the picture was drawn for among them.
+    """One to four questions of a dialogue, the one that the picture was drawn for among them.
 
-    A transcription comes last: an answer before it has to be found in the picture, one after it could be copied from
-    the text.
+    In half of those without boxes the transcription comes last: an answer before it has to be found in the picture, one
+    after it could be copied from the text.
     """
     first, *others = scene.questions
     boxes = scene.transcription.answer.count("<box>")
