@@ -103,45 +103,47 @@ def test_finished_run_says_so_and_changes_nothing(finished, launch):
     assert (folder / "report.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", ["data", "checkpoint"])
-def test_killed_and_run_again_ends_with_the_same_bits(finished, launch, tmp_path, after):
-    process = launch(CONFIG, f"--workdir={tmp_path}", OFTEN)
-    deadline = time.monotonic() + 120
-    if after == "data":
-        while not list(tmp_path.glob("data/.pocket*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    else:
-        while len(complete(tmp_path / "checkpoints")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "report.json").exists()
-    again = launch(CONFIG, f"--workdir={tmp_path}", OFTEN)
-    output = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, output
-    if after == "checkpoint":
-        assert "continuing from checkpoint" in output
-    assert_same_end(tmp_path, finished)
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def end_by(signal_number, process):
+    """Ends the launcher and returns its exit code and what it still printed; nothing of it may stay behind."""
+    os.killpg(process.pid, signal_number) if signal_number == signal.SIGKILL else process.send_signal(signal_number)
+    output = process.communicate(timeout=120)[0]
+    wait_for(lambda: not processes_of(process.pid), seconds=10)
+    return process.returncode, output
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_continue(finished, launch, tmp_path):
-    process = launch(CONFIG, f"--workdir={tmp_path}", "--config.runtime.log_seconds=0.0", "--config.runtime.workers=1")
-    lines = []
+def test_killed_and_stopped_on_the_way_ends_with_the_same_bits(finished, launch, tmp_path):
+    arguments = CONFIG, f"--workdir={tmp_path}", OFTEN
+
+    process = launch(*arguments)
+    wait_for(lambda: list(tmp_path.glob("data/.pocket*")))  # drawing
+    end_by(signal.SIGKILL, process)
+    assert not complete(tmp_path / "checkpoints")
+
+    process = launch(*arguments)
+    wait_for(lambda: len(complete(tmp_path / "checkpoints")) >= 2)
+    end_by(signal.SIGKILL, process)
+
+    process = launch(*arguments, "--config.runtime.log_seconds=0.0", "--config.runtime.workers=1")
     for line in process.stdout:
-        lines.append(line)
-        if line.lstrip().startswith("read"):
-            process.send_signal(signal.SIGTERM)
+        if line.lstrip().startswith(("read", "find", "teacher")):
             break
-    rest = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, [*lines, rest]
+    code, rest = end_by(signal.SIGTERM, process)
+    assert code == 130, rest
     assert "run the same command again: python -m vlm_jax.main --config=" in rest
-    assert complete(tmp_path / "checkpoints")
-    assert processes_of(process.pid) == []
-    again = launch(CONFIG, f"--workdir={tmp_path}")
-    output = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, output
+    assert not (tmp_path / "report.json").exists()
+
+    process = launch(*arguments)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "continuing from checkpoint" in output
     assert_same_end(tmp_path, finished)
 
 

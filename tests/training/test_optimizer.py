@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_jax import globs
 from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
 
 TREE = {
@@ -67,6 +68,52 @@ def test_muon_makes_updates_of_matrices_nearly_orthogonal():
     # 0.2 * sqrt(max side) is the scale that matches AdamW's updates.
     assert singular.min() / (0.2 * 6**0.5) > 0.5
     assert singular.max() / (0.2 * 6**0.5) < 1.5
+
+
+def muon_params():
+    """Matrices of one shape and of several, tall and wide, and of three axes."""
+    rng = np.random.default_rng(0)
+    layer = {"mlp": {"up": (8, 12), "gate": (8, 12), "down": (12, 8)}, "attention": {"query": (8, 2, 3), "out": (2, 3, 8)}}
+    shapes = {"vision": {"layers": {"0": layer, "1": layer}}, "connector": {"up": (16, 8)}}
+    return jax.tree.map(
+        lambda shape: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)},
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def test_muon_takes_each_kernel_as_one_matrix():
+    """The polar factor of the gradient, computed by SVD, one kernel at a time."""
+    params = muon_params()
+    optimizer = make_optimizer(OptimizerConfig(type="muon", weight_decay=0.0))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for path, update in globs.flatten(updates).items():
+        inputs = 2 if "/out/" in path else 1
+        gradient = np.asarray(globs.flatten(params)[path])
+        matrix = gradient.reshape(int(np.prod(gradient.shape[:inputs])), -1)
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        want = -0.2 * max(matrix.shape) ** 0.5 * left @ right
+        got = np.asarray(update).reshape(matrix.shape)
+        # Newton-Schulz leaves singular values between about 0.7 and 1.2: the directions are right, the sizes nearly.
+        cosine = np.sum(got * want) / np.linalg.norm(got) / np.linalg.norm(want)
+        assert cosine > 0.97, path
+        assert 0.7 < np.linalg.norm(got) / np.linalg.norm(want) < 1.2, path
+
+
+def test_on_a_mesh_every_device_orthogonalises_its_share():
+    params = muon_params()
+    optimizer = make_optimizer(OptimizerConfig(type="muon"))
+    state = optimizer.init(params)
+    one = jax.jit(optimizer.update)(params, state, params)[0]
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        replicated = jax.device_put((params, state, params), jax.NamedSharding(mesh, jax.P()))
+        compiled = jax.jit(optimizer.update).lower(*replicated).compile()
+        shared = compiled(*replicated)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), shared, one)
+    # 6 kernels of 8x12 (two of them down, turned) are 8 with padding, 2 a device.
+    assert "f32[2,8,12]" in compiled.as_text()
+    assert "f32[8,8,8]" not in compiled.as_text()  # nobody multiplies them all
 
 
 @pytest.mark.torch

@@ -108,12 +108,16 @@ def transcribe(rows: Iterable[Iterable[int]]) -> str:
 def ink_mask(rng: np.random.Generator, digit: np.ndarray, side: int) -> Image.Image:
     """One 8×8 digit enlarged smoothly to `side` pixels and turned a little, as a mask of how much ink there is."""
     # Two empty pixels around, so that neither the filter nor the turn cuts a stroke.
-    padded = Image.fromarray(np.pad(digit, 2))
+    padded = Image.new("L", (digit.shape[1] + 4, digit.shape[0] + 4))
+    padded.paste(Image.fromarray(digit), (2, 2))
     large = padded.resize((round(side * 1.5), round(side * 1.5)), Image.Resampling.BICUBIC)
     turned = large.rotate(rng.uniform(-9, 9), Image.Resampling.BILINEAR)
     margin = (turned.width - side) // 2
-    mask = np.asarray(turned.crop((margin, margin, margin + side, margin + side)), np.float32)
-    return Image.fromarray(np.clip(mask * 1.25, 0, 255).astype(np.uint8))
+    return turned.crop((margin, margin, margin + side, margin + side)).point(_DARKER)
+
+
+_DARKER = [min(255, int(level * 1.25)) for level in range(256)]
+"""Level of ink -> the level drawn: what the filter thinned is filled up."""
 
 
 def draw_grid(rng: np.random.Generator, material: Material, picks: np.ndarray, tiles: tuple[int, int]) -> Image.Image:
