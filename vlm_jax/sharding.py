@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlm_jax import globs
 from vlm_jax.config import config_class
@@ -98,7 +98,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     if devices[0].platform == "cpu":
         return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices)
+    # JAX's own default has become explicit axes, where a constraint is an assertion.
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def partition(shape: Sequence[int], axes: Sequence[str | None], mesh: Any) -> PartitionSpec:
@@ -162,7 +163,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def spread(x: jax.Array) -> jax.Array:
-    """Gives every device of the mesh its share of `x` along the first axis, which grows by zeros until they divide it."""
+    """Gives every device of the mesh its share of `x` along the first axis, grown by zeros until they divide it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

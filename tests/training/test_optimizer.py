@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_jax import globs
+from vlm_jax.sharding import MeshConfig, make_mesh
 from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
 
 TREE = {
@@ -73,7 +74,10 @@ def test_muon_makes_updates_of_matrices_nearly_orthogonal():
 def muon_params():
     """Matrices of one shape and of several, tall and wide, and of three axes."""
     rng = np.random.default_rng(0)
-    layer = {"mlp": {"up": (8, 12), "gate": (8, 12), "down": (12, 8)}, "attention": {"query": (8, 2, 3), "out": (2, 3, 8)}}
+    layer = {
+        "mlp": {"up": (8, 12), "gate": (8, 12), "down": (12, 8)},
+        "attention": {"query": (8, 2, 3), "out": (2, 3, 8)},
+    }
     shapes = {"vision": {"layers": {"0": layer, "1": layer}}, "connector": {"up": (16, 8)}}
     return jax.tree.map(
         lambda shape: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)},
@@ -105,7 +109,7 @@ def test_on_a_mesh_every_device_orthogonalises_its_share():
     optimizer = make_optimizer(OptimizerConfig(type="muon"))
     state = optimizer.init(params)
     one = jax.jit(optimizer.update)(params, state, params)[0]
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     with jax.set_mesh(mesh):
         replicated = jax.device_put((params, state, params), jax.NamedSharding(mesh, jax.P()))
         compiled = jax.jit(optimizer.update).lower(*replicated).compile()

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, per-path learning rates and freezing, all named by ordered path globs."""
+"""AdamW and Muon with warm-up, per-path learning rates and freezing, all named by ordered path globs."""
 
 from __future__ import annotations
 
