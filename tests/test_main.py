@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK_COMPILE
 from vlm_jax import main
 from vlm_jax.checkpoints import complete, read_params
 from vlm_jax.errors import UserError
@@ -22,23 +23,29 @@ OFTEN = "--config.runtime.checkpoint_seconds=0.0"
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """Starts the launcher; what one compiles, the others find in a cache."""
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "JAX_COMPILATION_CACHE_DIR": compiled,
+def launch():
+    """Starts the launcher; what one compiles, the others find in the cache of `conftest.py`."""
+    environment = os.environ | {
+        "XLA_FLAGS": QUICK_COMPILE,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
+    started = []
+
     def start(*arguments):
         command = [sys.executable, "-m", "vlm_jax.main", *map(str, arguments)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:  # its test has failed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +110,23 @@ def test_finished_run_says_so_and_changes_nothing(finished, launch):
     assert (folder / "report.json").stat().st_mtime_ns == before
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, process, seconds=120):
+    """Until `condition` holds; a launcher that ends before is a failure that shows its output."""
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert condition()
 
 
 def end_by(signal_number, process):
     """Ends the launcher and returns its exit code and what it still printed; nothing of it may stay behind."""
     os.killpg(process.pid, signal_number) if signal_number == signal.SIGKILL else process.send_signal(signal_number)
     output = process.communicate(timeout=120)[0]
-    wait_for(lambda: not processes_of(process.pid), seconds=10)
+    deadline = time.monotonic() + 10
+    while processes_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert processes_of(process.pid) == []
     return process.returncode, output
 
 
@@ -123,21 +135,26 @@ def test_killed_and_stopped_on_the_way_ends_with_the_same_bits(finished, launch,
     arguments = CONFIG, f"--workdir={tmp_path}", OFTEN
 
     process = launch(*arguments)
-    wait_for(lambda: list(tmp_path.glob("data/.pocket*")))  # drawing
+    # The data set is half written.
+    wait_for(lambda: any(p.is_file() for p in tmp_path.glob("data/.pocket.incomplete/**/*")), process)
     end_by(signal.SIGKILL, process)
-    assert not complete(tmp_path / "checkpoints")
+    assert not list(tmp_path.glob("data/pocket*"))
 
     process = launch(*arguments)
-    wait_for(lambda: len(complete(tmp_path / "checkpoints")) >= 2)
+    wait_for(lambda: len(complete(tmp_path / "checkpoints")) >= 2, process)
     end_by(signal.SIGKILL, process)
 
     process = launch(*arguments, "--config.runtime.log_seconds=0.0", "--config.runtime.workers=1")
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if line.lstrip().startswith(("read", "find", "teacher")):
             break
     code, rest = end_by(signal.SIGTERM, process)
-    assert code == 130, rest
-    assert "run the same command again: python -m vlm_jax.main --config=" in rest
+    output = "".join([*lines, rest])
+    assert code == 130, output
+    assert "continuing from checkpoint" in output
+    assert "run the same command again: python -m vlm_jax.main --config=" in output
     assert not (tmp_path / "report.json").exists()
 
     process = launch(*arguments)

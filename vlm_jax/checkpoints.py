@@ -28,7 +28,7 @@ from vlm_jax.files import is_full_disk, write_atomically
 MANIFEST = "manifest.json"
 META = "meta.json"
 
-FORMAT = 2
+FORMAT = 3
 """Of the optimizer state and the meta; to be raised when either changes."""
 
 _NUMBERED = re.compile(r"\d{8,}")

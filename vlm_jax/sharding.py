@@ -169,6 +169,9 @@ def spread(x: jax.Array) -> jax.Array:
         return x
     missing = -len(x) % mesh.size
     x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    if sum(size > 1 for size in mesh.shape.values()) > 1:
+        # From parts along two axes XLA finds no other way, and warns unless it is told.
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec())
     return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
 

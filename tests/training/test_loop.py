@@ -57,18 +57,8 @@ def small():
     fields["system"]["model"]["decoder"]["vocab_size"] = 500
     for stage in fields["stages"]:
         stage["data"] = dict(rows=8, tokens=64, tiles=4)
+    fields["stages"][1]["optimizer"]["type"] = "muon"
     return build(Recipe, fields)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """Every start of a run compiles the same steps again: let them share the results."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 def start(recipe, folder, splits, tokenizer, interrupt=None, devices=1, mesh=None):
@@ -121,6 +111,21 @@ def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbrok
     keys = ("steps", "answers_seen", "tokens_seen", "tiles_seen")
     for name, figures in trained.figures.items():
         assert {key: figures[key] for key in keys} == {key: unbroken[0].figures[name][key] for key in keys}
+
+
+def test_an_interrupt_saves_when_no_save_is_due(small, splits, tokenizer, tmp_path, monkeypatch):
+    interrupt = Interrupt()
+    add = loop.Meter.add
+
+    def request(self, step, metrics):
+        add(self, step, metrics)
+        interrupt.requested |= step == 2
+
+    monkeypatch.setattr(loop.Meter, "add", request)
+    seldom = dataclasses.replace(small, runtime=dataclasses.replace(small.runtime, checkpoint_seconds=1e9))
+    with pytest.raises(KeyboardInterrupt):
+        start(seldom, tmp_path, splits, tokenizer, interrupt)
+    assert complete(tmp_path / "checkpoints") == [2]
 
 
 def test_killed_while_saving_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch):

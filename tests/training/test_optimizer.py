@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_jax import globs
-from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.sharding import MeshConfig, make_mesh, tree_shardings
 from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
 
 TREE = {
@@ -71,9 +71,9 @@ def test_muon_makes_updates_of_matrices_nearly_orthogonal():
     assert singular.max() / (0.2 * 6**0.5) < 1.5
 
 
-def muon_params():
+def muon_params(seed=0):
     """Matrices of one shape and of several, tall and wide, and of three axes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     layer = {
         "mlp": {"up": (8, 12), "gate": (8, 12), "down": (12, 8)},
         "attention": {"query": (8, 2, 3), "out": (2, 3, 8)},
@@ -86,15 +86,12 @@ def muon_params():
     )
 
 
-def test_muon_takes_each_kernel_as_one_matrix():
-    """The polar factor of the gradient, computed by SVD, one kernel at a time."""
-    params = muon_params()
-    optimizer = make_optimizer(OptimizerConfig(type="muon", weight_decay=0.0))
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+def assert_polar(updates, directions):
+    """The updates are the polar factors, computed by SVD one kernel at a time, of these directions, turned about."""
     for path, update in globs.flatten(updates).items():
         inputs = 2 if "/out/" in path else 1
-        gradient = np.asarray(globs.flatten(params)[path])
-        matrix = gradient.reshape(int(np.prod(gradient.shape[:inputs])), -1)
+        direction = np.asarray(globs.flatten(directions)[path])
+        matrix = direction.reshape(int(np.prod(direction.shape[:inputs])), -1)
         left, _, right = np.linalg.svd(matrix, full_matrices=False)
         want = -0.2 * max(matrix.shape) ** 0.5 * left @ right
         got = np.asarray(update).reshape(matrix.shape)
@@ -104,20 +101,35 @@ def test_muon_takes_each_kernel_as_one_matrix():
         assert 0.7 < np.linalg.norm(got) / np.linalg.norm(want) < 1.2, path
 
 
-def test_on_a_mesh_every_device_orthogonalises_its_share():
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_muon_takes_each_kernel_as_one_matrix_with_nesterov_momentum(momentum):
+    params = muon_params()
+    first, second = muon_params(1), muon_params(2)
+    optimizer = make_optimizer(OptimizerConfig(type="muon", weight_decay=0.0, momentum=momentum, clip_norm=0.0))
+    _, state = optimizer.update(first, optimizer.init(params), params)
+    updates, _ = optimizer.update(second, state, params)
+    ahead = jax.tree.map(lambda one, two: two + momentum * (two + momentum * one), first, second)
+    assert_polar(updates, ahead)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=4), MeshConfig(data=2, fsdp=2), MeshConfig(fsdp=2, tensor=2)])
+def test_on_a_mesh_every_device_orthogonalises_its_share(config):
     params = muon_params()
     optimizer = make_optimizer(OptimizerConfig(type="muon"))
     state = optimizer.init(params)
     one = jax.jit(optimizer.update)(params, state, params)[0]
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    mesh = make_mesh(config, jax.devices()[:4])
     with jax.set_mesh(mesh):
-        replicated = jax.device_put((params, state, params), jax.NamedSharding(mesh, jax.P()))
-        compiled = jax.jit(optimizer.update).lower(*replicated).compile()
-        shared = compiled(*replicated)[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), shared, one)
-    # 6 kernels of 8x12 (two of them down, turned) are 8 with padding, 2 a device.
-    assert "f32[2,8,12]" in compiled.as_text()
-    assert "f32[8,8,8]" not in compiled.as_text()  # nobody multiplies them all
+        arguments = (params, state, params)
+        arguments = jax.device_put(arguments, tree_shardings(arguments, mesh))
+        compiled = jax.jit(optimizer.update).lower(*arguments).compile()
+        shared = compiled(*arguments)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), shared, one)
+    # 6 kernels of 8x12 (two of them down, turned) are 8 with padding, 2 a device; so are the products of each.
+    text = compiled.as_text()
+    assert "f32[2,8,8]" in text
+    assert "f32[8,8,8]" not in text
+    assert "f32[6,8,8]" not in text
 
 
 @pytest.mark.torch

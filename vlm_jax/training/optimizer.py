@@ -31,7 +31,7 @@ class OptimizerConfig:
       warmup_ratio: share of the stage's steps in which the rate rises linearly from 0.
       weight_decay, no_decay: decay, and the path globs it spares.
       b1, b2, eps: of AdamW.
-      momentum: of Muon. A short run wants less of it than the usual 0.95: it learns to read in half the steps at 0.8.
+      momentum: of Muon.
       clip_norm: global gradient norm limit; 0 turns clipping off.
       multipliers: (glob, factor) pairs; the last match scales the final update of a parameter.
     """
