@@ -5,14 +5,14 @@ import pytest
 
 from tests import tiny
 from vlm_jax import chat
-from vlm_jax.convert.folders import write_hf_folder
+from vlm_jax.convert.folders import write_folder
 from vlm_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "model"
-    write_hf_folder(folder, tiny.params(), tiny.system(), tiny.tokenizer())
+    write_folder(folder, tiny.params(), tiny.system(), tiny.tokenizer())
     (folder / "seen.png").write_bytes(tiny.png(20, 20, 4))
     return folder
 

@@ -117,8 +117,11 @@ def torch_inputs(batch):
 
 
 @functools.cache
-def torch_model():
-    """`transformers`' InternVL of the same sizes, from a config written here by hand, with random perturbed weights."""
+def torch_model(model_type: str = "qwen2", **text):
+    """`transformers`' InternVL of the same sizes, from a config written here by hand, with random perturbed weights.
+
+    `text` changes fields of the decoder's config; a dict is given as a tuple of pairs, a list as a tuple.
+    """
     import torch
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
@@ -128,17 +131,27 @@ def torch_model():
             "attention_bias": True, "image_size": [32, 32], "patch_size": [8, 8], "layer_scale_init_value": 1.0,
         },
         text_config={
-            "model_type": "qwen2", "vocab_size": 337, "hidden_size": 32, "num_hidden_layers": 2,
+            "model_type": model_type, "vocab_size": 337, "hidden_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 6, "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 48,
             "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
+            "pad_token_id": 0,
+            **{key: _unfrozen(value) for key, value in text.items()},
         },
-        image_token_id=tokenizer().image_id, image_seq_length=4, downsample_ratio=0.5, tie_word_embeddings=False,
+        image_token_id=tokenizer().image_id, image_seq_length=4, downsample_ratio=0.5,
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
     )  # fmt: skip
     torch.manual_seed(0)
     reference = InternVLForConditionalGeneration(config).eval()
     shake(reference)
     return reference
+
+
+def _unfrozen(value):
+    if not isinstance(value, tuple):
+        return value
+    pairs = value and all(isinstance(item, tuple) and isinstance(item[0], str) for item in value)
+    return {key: _unfrozen(item) for key, item in value} if pairs else list(value)
 
 
 def shake(module) -> None:

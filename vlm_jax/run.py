@@ -19,7 +19,7 @@ import jax
 
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
-from vlm_jax.convert.folders import write_hf_folder
+from vlm_jax.convert.folders import write_folder
 from vlm_jax.data.templates import TEMPLATES, render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -83,7 +83,7 @@ def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) 
     if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
         params = jax.device_put(params, jax.local_devices()[0])
     model = Model(recipe.system, params, tokenizer)
-    write_hf_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
+    write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
     result = _evaluate(recipe, model, benchmark, splits)
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)

@@ -10,7 +10,7 @@ from tests import tiny
 from vlm_jax import UserError
 from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.config import to_plain
-from vlm_jax.convert.folders import write_hf_folder
+from vlm_jax.convert.folders import write_folder
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.images import decode_image
 from vlm_jax.data.tiling import cut_tiles
@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
     for number, params in ((1, tiny.perturbed(tiny.params(), 8)), (2, tiny.params())):
         saver.save(number, params, {"m": np.ones(1)}, {})
     saver.close()
-    write_hf_folder(folder / "export", tiny.perturbed(tiny.params(), 9), tiny.system(), tiny.tokenizer())
+    write_folder(folder / "export", tiny.perturbed(tiny.params(), 9), tiny.system(), tiny.tokenizer())
     return folder
 
 

@@ -16,12 +16,14 @@ from vlm_jax.errors import UserError
 _HELP = """\
 Writes a trained or downloaded model as a folder that other programs read.
 
-  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a Hugging Face folder of InternVL with a Qwen2
-  decoder. --layout=hf is the layout of `transformers` (InternVLForConditionalGeneration): weights, config, tokenizer,
-  chat template and image processor, ready for AutoModelForImageTextToText.from_pretrained.
+  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a model folder of InternVL in either layout.
+  --layout=hf is that of `transformers` (InternVLForConditionalGeneration): weights, config, tokenizer, chat template
+  and image processor, ready for AutoModelForImageTextToText.from_pretrained. --layout=internvl is that of InternVL's
+  own code (InternVLChatModel), without the code.
 
 examples:
   python -m vlm_jax.convert --source=runs/pocket --target=pocket-hf --layout=hf
+  python -m vlm_jax.convert --source=InternVL2-1B --target=InternVL2-1B-hf --layout=hf
   python -m vlm_jax.convert --source=runs/pocket --step=400 --target=pocket-400 --layout=hf --dtype=bfloat16
 
 It ends with a table: parameters, bytes and a checksum of what was written, read back from the disk. The checksum
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--source", required=True, metavar="DIR", help="training workdir or model folder")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a workdir (default: the newest)")
     parser.add_argument("--target", required=True, metavar="DIR", help="folder to write; must not exist")
-    parser.add_argument("--layout", required=True, choices=["hf"], help="layout of the target")
+    parser.add_argument("--layout", required=True, choices=["hf", "internvl"], help="layout of the target")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: as they are in the source)"
     )
@@ -46,8 +48,8 @@ def main(argv: list[str]) -> int:
     params, system, tokenizer = _read(Path(flags.source), flags.step)
     target = Path(flags.target)
     dtype = flags.dtype or str(_flat(params)["decoder/embedding"].dtype)
-    folders.write_hf_folder(target, params, system, tokenizer, dtype)
-    parts = summarise(_with_progress(folders.stream_hf_params(target, system.model), len(_flat(params))))
+    folders.write_folder(target, params, system, tokenizer, dtype, flags.layout)
+    parts = summarise(_with_progress(folders.stream_params(target, system.model), len(_flat(params))))
     wanted = folders.DTYPES[dtype]
     if parts != summarise((path, np.asarray(array).astype(wanted)) for path, array in _flat(params).items()):
         raise RuntimeError(f"{target}: what was read back differs from what was written")
@@ -84,7 +86,7 @@ def _read(source: Path, step: int | None) -> tuple[dict[str, Any], Any, Any]:
         return folders.read_workdir(source, step)
     if step is not None:
         raise UserError(f"--step: {source} is not a training workdir, it has no checkpoints to choose from")
-    return folders.read_hf_folder(source)
+    return folders.read_folder(source)
 
 
 def _flat(params: dict[str, Any]) -> dict[str, np.ndarray]:

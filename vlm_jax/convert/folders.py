@@ -18,19 +18,20 @@ from safetensors import SafetensorError
 
 from vlm_jax import checkpoints, globs
 from vlm_jax.config import build
-from vlm_jax.convert import internvl_hf, table
+from vlm_jax.convert import internvl_chat, internvl_hf, table
+from vlm_jax.convert.fields import CONFIG, IMAGES
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
 from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
 from vlm_jax.models.vlm import VLMConfig, init_params
 from vlm_jax.system import System
 
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """What weights can be stored as."""
 
-CONFIG, IMAGES = "config.json", "preprocessor_config.json"
+LAYOUTS = {"hf": internvl_hf, "internvl": internvl_chat}
+"""Layouts of model folders by the names of `--layout`; a layout is a module with the same functions as the others."""
 
 
 def parameter_shapes(model: VLMConfig) -> dict[str, table.Shape]:
@@ -39,17 +40,20 @@ def parameter_shapes(model: VLMConfig) -> dict[str, table.Shape]:
     return {path: tuple(leaf.shape) for path, leaf in globs.flatten(tree).items()}
 
 
-def write_hf_folder(
+def write_folder(
     folder: str | Path,
     params: Mapping[str, Any],
     system: System,
     tokenizer: Tokenizer,
     dtype: str = "float32",
+    layout: str = "hf",
     *,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that loads with `AutoModelForImageTextToText` and `AutoProcessor`, all of it or nothing.
+    """Writes a model folder, all of it or nothing.
+
+    In layout `hf` it loads with `AutoModelForImageTextToText` and `AutoProcessor`.
 
     Args:
       folder: written aside and renamed at the end.
@@ -57,11 +61,12 @@ def write_hf_folder(
       system: what they are the parameters of.
       tokenizer: goes with them.
       dtype: of the written weights, a key of `DTYPES`.
+      layout: a key of `LAYOUTS`.
       overwrite: replace what is there.
       shard_bytes: largest size of a weight file.
 
     Raises:
-      UserError: the folder exists, the system has no counterpart in `transformers`, parameters are missing, or the disk
+      UserError: the folder exists, the system has no counterpart in the layout, parameters are missing, or the disk
         is full.
     """
     folder = Path(folder)
@@ -71,8 +76,8 @@ def write_hf_folder(
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     flat = globs.flatten(select_parts(params, system.model, str(folder)))
     ids = _token_ids(system, tokenizer)
-    config = internvl_hf.to_hf_config(system, dtype=dtype, **ids)
-    plan = table.plan(internvl_hf.RULES, parameter_shapes(system.model))
+    config = LAYOUTS[layout].write_config(system, dtype=dtype, **ids)
+    plan = table.plan(LAYOUTS[layout].rules(config), parameter_shapes(system.model))
     sizes = {key: int(np.prod(stored.shape)) * DTYPES[dtype].itemsize for key, stored in plan.items()}
     tensors = ((key, tensor.astype(DTYPES[dtype])) for key, tensor in table.write(plan, _OnHost(flat)))
     with _aside(folder) as aside:
@@ -83,12 +88,12 @@ def write_hf_folder(
             aside / "generation_config.json",
             {"do_sample": False, "eos_token_id": ids["stop_id"], "pad_token_id": ids["pad_id"]},
         )
-        for name, content in _processor_files(system).items():
+        for name, content in LAYOUTS[layout].processor_files(system).items():
             _write_json(aside / name, content)
 
 
-def read_hf_folder(folder: str | Path) -> tuple[dict[str, Any], System, Tokenizer]:
-    """Reads a folder of `transformers`' InternVL.
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], System, Tokenizer]:
+    """Reads a model folder of any layout: `config.json` says which.
 
     Returns:
       Parameters as a nested dict of NumPy arrays in the dtype they are stored in, the system, the tokenizer.
@@ -98,24 +103,34 @@ def read_hf_folder(folder: str | Path) -> tuple[dict[str, Any], System, Tokenize
         the weights at once.
     """
     folder = Path(folder)
-    system = internvl_hf.from_hf_config(
-        _read_json(folder / CONFIG), _read_json(folder / IMAGES), where=str(folder / CONFIG)
-    )
+    config = _read_json(folder / CONFIG)
+    layout = _layout_of(config, folder)
+    system = layout.read_config(config, _read_json(folder / IMAGES), where=str(folder / CONFIG))
     tokenizer = Tokenizer.load(folder)
-    return read_hf_params(folder, system.model), system, tokenizer
+    return read_params(folder, system.model), system, tokenizer
 
 
-def read_hf_params(folder: str | Path, model: VLMConfig) -> dict[str, Any]:
-    """The parameters alone (see `read_hf_folder`); names may be in the hub's style or the in-memory style."""
-    return globs.unflatten(dict(stream_hf_params(Path(folder), model)))
+def read_params(folder: str | Path, model: VLMConfig) -> dict[str, Any]:
+    """The parameters alone (see `read_folder`)."""
+    return globs.unflatten(dict(stream_params(Path(folder), model)))
 
 
-def stream_hf_params(folder: Path, model: VLMConfig) -> Iterator[tuple[str, np.ndarray]]:
+def stream_params(folder: Path, model: VLMConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (path, parameter) one at a time, after everything was checked against the headers."""
-    plan = table.plan(internvl_hf.RULES, parameter_shapes(model))
-    weights = open_weights(folder, internvl_hf.hub_name)
+    config = _read_json(folder / CONFIG)
+    layout = _layout_of(config, folder)
+    plan = table.plan(layout.rules(config), parameter_shapes(model))
+    weights = open_weights(folder, layout.rename)
     table.check(plan, weights.shapes, str(folder))
     return table.read(plan, weights.tensors())
+
+
+def _layout_of(config: Mapping[str, Any], folder: Path) -> Any:
+    for layout in LAYOUTS.values():
+        if config.get("model_type") == layout.MODEL_TYPE:
+            return layout
+    known = ", ".join(layout.MODEL_TYPE for layout in LAYOUTS.values())
+    raise UserError(f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; known: {known}")
 
 
 def read_workdir(folder: str | Path, step: int | None = None) -> tuple[dict[str, Any], System, Tokenizer]:
@@ -187,39 +202,6 @@ def _token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
     except UserError:  # no padding token of its own: any id serves, because padding is masked
         pad_id = stop_id
     return {"image_id": tokenizer.image_id, "stop_id": stop_id, "pad_id": pad_id}
-
-
-def _processor_files(system: System) -> dict[str, dict[str, Any]]:
-    """Image and video processor settings; every value is written, because the classes' defaults are other models'.
-
-    Three files as on the hub: `transformers` 4.52 to 5.x all read them in this form.
-    """
-    size = {"height": system.layout.tile_size, "width": system.layout.tile_size}
-    common = {
-        "processor_class": "InternVLProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": size,
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-    }
-    tiling = {
-        "crop_to_patches": True,
-        "min_patches": system.layout.min_tiles,
-        "max_patches": system.layout.max_tiles,
-    }
-    return {
-        IMAGES: {"image_processor_type": "GotOcr2ImageProcessorFast", **common, **tiling},
-        "video_preprocessor_config.json": {"video_processor_type": "InternVLVideoProcessor", **common},
-        "processor_config.json": {
-            "processor_class": "InternVLProcessor",
-            "image_seq_length": system.model.tokens_per_tile,
-        },
-    }
 
 
 @contextlib.contextmanager

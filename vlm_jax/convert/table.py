@@ -135,6 +135,32 @@ class Concatenated:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupedKernel:
+    """Kernels of q, k and v stored KV head by KV head: its query heads, its key, its value (InternLM2's wqkv).
+
+    Stored is (G * (H/G + 2) * Dh, D); ours are [D, H, Dh], [D, G, Dh] and [D, G, Dh].
+    """
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """(heads of all three kinds times head_dim, D)."""
+        width, _, head_dim = shapes[0]
+        return (sum(shape[1] for shape in shapes) * head_dim, width)
+
+    def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """Takes the groups apart."""
+        groups = shapes[1][1]
+        grouped = rearrange(tensor, "(g s h) d -> d g s h", g=groups, h=shapes[0][2])
+        queries = rearrange(grouped[:, :, :-2], "d g s h -> d (g s) h")
+        return [np.ascontiguousarray(x) for x in (queries, grouped[:, :, -2], grouped[:, :, -1])]
+
+    def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Puts the groups together."""
+        queries, keys, values = arrays
+        grouped = [rearrange(queries, "d (g s) h -> d g s h", g=keys.shape[1]), keys[:, :, None], values[:, :, None]]
+        return np.ascontiguousarray(rearrange(np.concatenate(grouped, axis=2), "d g s h -> (g s h) d"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """One line of a table.
 
@@ -152,6 +178,21 @@ class Rule:
 def rule(paths: str | tuple[str, ...], key: str, transform: Transform) -> Rule:
     """A `Rule`, with one path as a plain string."""
     return Rule((paths,) if isinstance(paths, str) else paths, key, transform)
+
+
+def linear(path: str, key: str, in_axes: int = 1) -> list[Rule]:
+    """A linear map: kernel and bias."""
+    return [rule(f"{path}/kernel", f"{key}.weight", Kernel(in_axes)), rule(f"{path}/bias", f"{key}.bias", Flat())]
+
+
+def norm(path: str, key: str) -> list[Rule]:
+    """A norm: scale and bias."""
+    return [rule(f"{path}/scale", f"{key}.weight", Flat()), rule(f"{path}/bias", f"{key}.bias", Flat())]
+
+
+def prefixed(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The table of a part inside a larger model, where its keys begin with `prefix`."""
+    return [dataclasses.replace(r, key=prefix + r.key) for r in rules]
 
 
 @dataclasses.dataclass(frozen=True)

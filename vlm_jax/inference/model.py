@@ -55,11 +55,11 @@ def load(folder: str | Path, compute: Compute | None = None) -> Model:
     if not (folder / folders.CONFIG).is_file():
         raise UserError(f"{folder}: not a model: it has no {folders.CONFIG}")
     if not folders.is_workdir(folder):
-        params, system, tokenizer = folders.read_hf_folder(folder)
+        params, system, tokenizer = folders.read_folder(folder)
     elif checkpoints.complete(folder / "checkpoints"):
         params, system, tokenizer = folders.read_workdir(folder)
     elif (folder / "export").is_dir():
-        params, system, tokenizer = folders.read_hf_folder(folder / "export")
+        params, system, tokenizer = folders.read_folder(folder / "export")
     else:
         raise UserError(f"{folder}: the training in it has not saved a checkpoint yet")
     return Model(system, params, tokenizer, compute)
@@ -239,7 +239,7 @@ class Model:
         return batch
 
     def _prepare(self, conversation: Conversation, max_tiles: int | None = None) -> Example:
-        preparer = self.system.preparer(self.tokenizer, self.system.model.decoder.max_tokens, max_tiles)
+        preparer = self.system.preparer(self.tokenizer, self.system.model.decoder.context, max_tiles)
         return preparer(conversation, open_turn=conversation.turns[-1].role == "user")
 
     def _pad(self, examples: Sequence[Example], rows: int, tokens: int, tiles: int) -> Batch:
@@ -253,7 +253,7 @@ class Model:
     def _continue(self, examples: Sequence[Example], max_new_tokens: int, sampling: Sampling) -> list[str]:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
-        room = self.system.model.decoder.max_tokens
+        room = self.system.model.decoder.context
         lengths = [len(example.tokens) for example in examples]
         if max(lengths) >= room:
             raise UserError(f"the prompt is longer than the context: {max(lengths)} tokens leave no room in {room}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.layers import Compute, Linear, Norm
+from vlm_jax.models.rotary import RotaryTable, rotate
 from vlm_jax.sharding import constrain
+
+QKNorm = Literal["none", "full", "head"]
 
 
 class KVCache(NamedTuple):
@@ -32,7 +35,7 @@ class Side(NamedTuple):
       residual: float32 [2, B], what drop path multiplies the two branches of this layer with, row by row.
     """
 
-    rotary: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None = None
+    rotary: RotaryTable | None = None
     mask: Bool[Array, "B 1 T S"] | None = None
     slots: Int[Array, "B T"] | None = None
     residual: Float[Array, "2 B"] | None = None
@@ -41,7 +44,8 @@ class Side(NamedTuple):
 class AttentionShape(NamedTuple):
     """Sizes and variants of an attention block.
 
-    `qk_norm`: "full" normalises the flattened width of q and k before they are split into heads (InternViT-6B).
+    `qk_norm`, an RMSNorm of q and of k before they are turned: "full" over the flattened width of all heads
+    (InternViT-6B), "head" over each head (Qwen3).
     """
 
     width: int
@@ -50,7 +54,7 @@ class AttentionShape(NamedTuple):
     head_dim: int
     qkv_bias: bool
     out_bias: bool
-    qk_norm: Literal["none", "full"] = "none"
+    qk_norm: QKNorm = "none"
     norm_eps: float = 1e-6
 
 
@@ -71,6 +75,8 @@ class Attention(nn.Module):
         v = project((s.kv_heads, s.head_dim), name="value")(x)
         if s.qk_norm == "full":
             q, k = self._flat_norm(q, "query_norm"), self._flat_norm(k, "key_norm")
+        elif s.qk_norm == "head":
+            q, k = self._norm("query_norm")(q), self._norm("key_norm")(k)
         if side.rotary is not None:
             q, k = rotate(q, side.rotary), rotate(k, side.rotary)
         q, k, v = (constrain(y, "batch", None, "heads", None) for y in (q, k, v))
@@ -84,10 +90,11 @@ class Attention(nn.Module):
         y = attend(q, k, v, side.mask, self.compute.attention)
         return Linear((s.width,), in_axes=2, use_bias=s.out_bias, dtype=dtype, name="out")(y), cache
 
+    def _norm(self, name: str) -> Norm:
+        return Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)
+
     def _flat_norm(self, y: Float[Array, "B T H Dh"], name: str) -> Float[Array, "B T H Dh"]:
-        flat = Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)(
-            rearrange(y, "b t h d -> b t (h d)")
-        )
+        flat = self._norm(name)(rearrange(y, "b t h d -> b t (h d)"))
         return rearrange(flat, "b t (h d) -> b t h d", h=y.shape[2])
 
 
@@ -115,21 +122,6 @@ def attend(
     mixed = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     total = rearrange(jnp.sum(weights, axis=-1), "b h t -> b t h 1")
     return (mixed / total).astype(q.dtype)
-
-
-def rotary_table(positions: Int[Array, "B T"], head_dim: int, theta: float) -> tuple[Any, Any]:
-    """Cosines and sines of position * theta^(-2i/head_dim), float32 [B, T, head_dim/2] each."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "B T H Dh"], table: tuple[jax.Array, jax.Array]) -> Float[Array, "B T H Dh"]:
-    """Rotary embedding in the half-split convention of Llama: pairs are (i, i + head_dim/2)."""
-    cos, sin = (t[:, :, None, :] for t in table)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def packed_mask(segments: Int[Array, "B T"], branches: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:

@@ -1,4 +1,7 @@
-"""The decoder: a Llama-shaped language model (RMSNorm, rotary positions, grouped KV heads, SwiGLU), as in Qwen2."""
+"""The decoder: a Llama-shaped language model (RMSNorm, rotary positions, grouped KV heads, gated MLP).
+
+Its flags make it Qwen2, Qwen2.5, Qwen3, InternLM2, Phi-3, Llama, Vicuna or TinyLlama.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,20 @@ from vlm_jax.models.attention import (
     Attention,
     AttentionShape,
     KVCache,
+    QKNorm,
     Side,
     packed_mask,
-    rotary_table,
 )
 from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm
+from vlm_jax.models.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    NoScaling,
+    RopeScaling,
+    RotaryTable,
+    packed_lengths,
+    rotary_table,
+)
 from vlm_jax.models.stack import init_layers, run_layers
 from vlm_jax.sharding import constrain
 
@@ -34,9 +46,11 @@ class DecoderConfig:
       width, depth, heads, kv_heads, head_dim, mlp_width: as usual.
       norm_eps: of every RMSNorm.
       qkv_bias: bias on q, k and v.
+      qk_norm: "head" normalises each head of q and of k (Qwen3).
       rope_theta: base of the rotary frequencies.
+      rope_scaling: what becomes of the frequencies in long sequences, by `type`.
       tie_embeddings: the head is the transposed embedding.
-      max_tokens: the longest sequence the model was trained for.
+      max_tokens: the longest sequence the model was trained for, before `rope_scaling`.
     """
 
     type: Literal["decoder"] = "decoder"
@@ -50,9 +64,17 @@ class DecoderConfig:
     activation: Activation = "silu"
     norm_eps: float = 1e-6
     qkv_bias: bool = True
+    qk_norm: QKNorm = "none"
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling = NoScaling()
     tie_embeddings: bool = False
     max_tokens: int = 32768
+
+    @property
+    def context(self) -> int:
+        """The longest sequence it can be given: a linear or dynamic scaling stretches what it was trained for."""
+        stretched = isinstance(self.rope_scaling, LinearScaling | DynamicScaling)
+        return int(self.max_tokens * self.rope_scaling.factor) if stretched else self.max_tokens
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -73,7 +95,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, KVCache | None, dict[str, Any]]:
         c, dtype = self.config, self.compute.dtype
         norm = partial(Norm, "rms_norm", c.norm_eps, dtype)
-        shape = AttentionShape(c.width, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, False)
+        shape = AttentionShape(c.width, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, False, c.qk_norm, c.norm_eps)
         y, cache = Attention(shape, self.compute, name="attention")(norm(name="attention_norm")(x), side, cache)
         x = x + y
         x = x + MLP(c.mlp_width, c.activation, True, False, dtype, name="mlp")(norm(name="mlp_norm")(x))
@@ -100,8 +122,12 @@ class Decoder(nn.Module):
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
         x = jnp.zeros((1, 1, self.config.width), self.compute.dtype)
-        side = Side(rotary=rotary_table(jnp.zeros((1, 1), jnp.int32), self.config.head_dim, self.config.rope_theta))
-        return init_layers(key, self.layer, self.config.depth, x, side)
+        zeros = jnp.zeros((1, 1), jnp.int32)
+        return init_layers(key, self.layer, self.config.depth, x, Side(rotary=self._rotary(zeros, zeros)))
+
+    def _rotary(self, positions: Int[Array, "B T"], lengths: Int[Array, "B T"]) -> RotaryTable:
+        c = self.config
+        return rotary_table(positions, lengths, c.head_dim, c.rope_theta, c.rope_scaling)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks the token embeddings up."""
@@ -115,7 +141,7 @@ class Decoder(nn.Module):
         branches: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
         """Embeddings of packed rows to normed hidden states; attention stays within a conversation and a branch."""
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = self._rotary(positions, packed_lengths(positions, segments))
         side = Side(rotary=rotary, mask=packed_mask(segments, branches))
         x, _, _ = run_layers(self.layer, self.layers, constrain(x, "batch", None, None), side, self.compute)
         return self.norm(x)
@@ -130,7 +156,9 @@ class Decoder(nn.Module):
         """
         slots = jnp.arange(caches[0].key.shape[1])
         mask = (slots <= positions[:, :, None])[:, None]
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        # Padding has positions past the caches; what is there counts no longer.
+        lengths = jnp.max(jnp.where(positions < len(slots), positions, 0), axis=1, keepdims=True) + 1
+        rotary = self._rotary(positions, jnp.broadcast_to(lengths, positions.shape))
         side = Side(rotary=rotary, mask=mask, slots=positions)
         x, caches, _ = run_layers(self.layer, self.layers, x, side, self.compute, caches=caches)
         return self.norm(x), caches

@@ -143,7 +143,7 @@ class Recipe:
         for i, stage in enumerate(self.stages):
             if "teacher" in stage.objective.parts and self.teacher is None:
                 raise UserError(f"config.stages[{i}].objective needs config.teacher")
-            longest = self.system.model.decoder.max_tokens
+            longest = self.system.model.decoder.context
             if stage.data.tokens > longest:
                 raise UserError(
                     f"config.stages[{i}].data.tokens is {stage.data.tokens}, more than the decoder's context of "

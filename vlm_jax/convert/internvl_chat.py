@@ -1,0 +1,162 @@
+"""InternVL as its own code stores it (`InternVLChatModel`, the "original" layout): tensor names and config.
+
+Sources: `configuration_internvl_chat.py` and `modeling_internvl_chat.py` of OpenGVLab/InternVL. That code is neither
+run nor written: a folder in this layout is for those who have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily
+from vlm_jax.convert.fields import IMAGES, Fields
+from vlm_jax.convert.internvit import CONNECTOR, VISION, read_vision, write_vision
+from vlm_jax.convert.table import Rule, prefixed
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.errors import UserError
+from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
+from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.system import System
+
+MODEL_TYPE = "internvl_chat"
+
+FAMILIES = (QWEN2, QWEN3, PHI3, INTERNLM2, LLAMA)
+"""Decoders of this layout. A plain one without biases is written as InternLM2, as all released ones are."""
+
+
+_TEMPLATES = {
+    "Hermes-2": "internvl2",
+    "internlm2-chat": "internlm2-chat",
+    "phi3-chat": "phi3",
+    "internvl2_5": "internvl2_5",
+}
+"""InternVL's name of a prompt format (`conversation.py`) -> ours."""
+
+
+def rename(key: str) -> str:
+    """Stored names are already those of the table."""
+    return key
+
+
+def rules(config: Mapping[str, Any]) -> list[Rule]:
+    """The weight table of a folder with this config."""
+    family = family_of(config["llm_config"], "llm_config")
+    return [*prefixed("vision_model.", VISION), *CONNECTOR, *prefixed("language_model.", family.rules)]
+
+
+def family_of(config: Mapping[str, Any], where: str) -> DecoderFamily:
+    """The decoder's family by its `architectures`.
+
+    Raises:
+      UserError: it is none of ours.
+    """
+    found = (config.get("architectures") or [None])[0]
+    for family in FAMILIES:
+        if family.architecture == found:
+            return family
+    raise UserError(f"{where}: architectures is {found!r}; known: {', '.join(f.architecture for f in FAMILIES)}")
+
+
+def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str = "config.json") -> System:
+    """The system that `config.json` describes.
+
+    Args:
+      config: contents of `config.json`.
+      images: not used: InternVL's code has its own image processing, which the config describes.
+      where: what to call the file in errors.
+
+    Raises:
+      UserError: naming every field with a value that this code does not have, or that is missing.
+    """
+    del images
+    fields = Fields(config, where)
+    vision_fields, text_fields = fields.part("vision_config"), fields.part("llm_config")
+    family = family_of(config["llm_config"], f"{where}: llm_config")
+    for name, value in (("ps_version", "v2"), ("select_layer", -1), ("pad2square", False)):
+        fields.need(name, value, value)
+    for name in ("use_backbone_lora", "use_llm_lora"):
+        fields.need(name, 0, 0)
+    vision = read_vision(vision_fields)
+    size = fields.get("force_image_size", vision.image_size)
+    if size != vision.image_size:
+        fields.wrong("force_image_size", f"is {size}, but vision_config.image_size is {vision.image_size}")
+    template = fields.choice("template", _TEMPLATES)
+    tiled = fields.get("dynamic_image_size", False)
+    model = VLMConfig(
+        vision=vision,
+        connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
+        # The whole model's entry decides, and InternVL's config class makes it False.
+        decoder=family.read(text_fields, tied=fields.get("tie_word_embeddings", False)),
+    )
+    layout = ClosestAspect(
+        tile_size=size,
+        min_tiles=fields.get("min_dynamic_patch", 1) if tiled else 1,
+        max_tiles=fields.get("max_dynamic_patch", 6) if tiled else 1,
+        thumbnail=fields.get("use_thumbnail", False),
+    )
+    fields.finish()
+    return System(model=model, layout=layout, template=template)
+
+
+def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
+    """`config.json` of a system.
+
+    Args:
+      system: what to describe.
+      image_id: not in this config; InternVL looks the token up.
+      stop_id: id of the token that ends a turn.
+      pad_id: id of the padding token.
+      dtype: of the weights.
+
+    Raises:
+      UserError: no decoder family can hold the decoder.
+    """
+    del image_id
+    decoder, layout = system.model.decoder, system.layout
+    family = next((family for family in FAMILIES if family.fits(decoder)), None)
+    if family is None:
+        raise UserError("model.decoder: InternVL's own layout has no decoder with these biases, norms and rope scaling")
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+            "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+        },
+        "model_type": MODEL_TYPE,
+        "torch_dtype": dtype,
+        "downsample_ratio": 1 / system.model.connector.factor,
+        "dynamic_image_size": layout.max_tiles > 1,
+        "force_image_size": layout.tile_size,
+        "min_dynamic_patch": layout.min_tiles,
+        "max_dynamic_patch": layout.max_tiles,
+        "use_thumbnail": layout.thumbnail,
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": {ours: theirs for theirs, ours in _TEMPLATES.items()}[system.template],
+        "tie_word_embeddings": decoder.tie_embeddings,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "llm_config": family.write(decoder, stop_id=stop_id, pad_id=pad_id, dtype=dtype),
+        "vision_config": write_vision(system.model.vision, dtype),
+    }
+
+
+def processor_files(system: System) -> dict[str, dict[str, Any]]:
+    """What InternVL's own folders say of images; its code does not read it."""
+    return {
+        IMAGES: {
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "crop_size": system.layout.tile_size,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "image_mean": list(IMAGENET_MEAN),
+            "image_std": list(IMAGENET_STD),
+            "resample": 3,
+            "size": system.layout.tile_size,
+        }
+    }
