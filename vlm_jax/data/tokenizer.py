@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
 from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, Template, to_jinja
+from vlm_jax.data.tokenizer_files import byte_level_bpe, read_backend
 from vlm_jax.errors import UserError
 
 MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
@@ -27,11 +28,6 @@ MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP, "<video>")
 """All added tokens of a trained tokenizer, in the order of their ids, which follow the base vocabulary."""
-
-# Qwen2's pre-tokenisation: words with one leading non-letter, single digits, runs of punctuation, white space.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 class Tokenizer:
@@ -60,21 +56,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads `tokenizer.json` and, if there is one, `tokenizer_config.json`.
+        """Reads a folder's tokenizer and, if there is one, its `tokenizer_config.json`.
+
+        The tokenizer is `tokenizer.json`, or `vocab.json`, `merges.txt` and `added_tokens.json` in the form of Qwen2.
 
         Raises:
-          UserError: the folder has no readable `tokenizer.json`.
+          UserError: there is none, or it is in another form or damaged.
         """
         folder = Path(folder)
-        try:
-            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{folder / 'tokenizer.json'}: cannot read the tokenizer: {error.strerror}") from None
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001  (the library raises bare `Exception` on a malformed file)
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from None
-        return cls(backend, _read_config(folder / "tokenizer_config.json"))
+        return cls(read_backend(folder), _read_config(folder / "tokenizer_config.json"))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -90,15 +80,7 @@ class Tokenizer:
         smallest = 256 + len(SPECIAL)
         if vocab_size < smallest:
             raise UserError(f"vocab_size: must be at least {smallest} (bytes and special tokens), got {vocab_size}")
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        backend.decoder = decoders.ByteLevel()
+        backend = byte_level_bpe(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
