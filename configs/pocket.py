@@ -15,7 +15,7 @@ from vlm_jax.training.recipe import recipe_config
 # Data preset and the steps of every stage, in order.
 SIZES = {
     "": ("default", 220, 520, 600, 180, 60, 780),
-    "quick": ("quick", 4, 4, 8, 5, 4, 15),
+    "quick": ("quick", 4, 4, 6, 4, 4, 10),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
 
@@ -100,6 +100,6 @@ def get_config(arg: str = ""):
             stage("align", steps[4], dict(type="generate"), ["connector/**"], learning_rate=1e-3),
             stage("tune", steps[5], dict(type="generate"), ["**"], learning_rate=4e-3),
         ],
-        evaluation=dict(limit=4 if arg == "tiny" else 0),
+        evaluation=dict(limit={"tiny": 4, "quick": 12}.get(arg, 0)),
         runtime=dict(cpu_devices=2),
     )
