@@ -121,7 +121,10 @@ def wait_for(condition, process, seconds=120):
 
 def end_by(signal_number, process):
     """Ends the launcher and returns its exit code and what it still printed; nothing of it may stay behind."""
-    os.killpg(process.pid, signal_number) if signal_number == signal.SIGKILL else process.send_signal(signal_number)
+    if signal_number == signal.SIGKILL:
+        os.killpg(process.pid, signal_number)
+    else:
+        process.send_signal(signal_number)
     output = process.communicate(timeout=120)[0]
     deadline = time.monotonic() + 10
     while processes_of(process.pid) and time.monotonic() < deadline:

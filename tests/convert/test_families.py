@@ -127,6 +127,16 @@ def test_both_layouts_give_the_weights_back(pair, tmp_path):
             np.testing.assert_array_equal(array, wanted[path], err_msg=path)
 
 
+def test_transformers_reads_what_is_written(pair, tmp_path):
+    reference, ours = pair
+    write_folder(tmp_path / "hf", ours.params, ours.system, tiny.tokenizer())
+    again = type(reference).from_pretrained(tmp_path / "hf").eval()
+    batch = ours.batch(tiny.conversations())
+    for _, _, inputs in rows_of(batch):
+        with torch.no_grad():
+            np.testing.assert_array_equal(again(**inputs).logits.numpy(), reference(**inputs).logits.numpy())
+
+
 def test_original_names(tmp_path):
     """Every tensor of InternVL's own layout, from the reference's by rules written here by hand."""
     reference = tiny.torch_model(*FAMILIES["llama, dynamic NTK"][:1], **FAMILIES["llama, dynamic NTK"][1])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_jax.convert.fields import Fields, activation_name
 from vlm_jax.convert.table import Concatenated, Flat, GroupedKernel, Kernel, Rule, Same, linear, norm, rule
+from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.rotary import (
     DynamicScaling,
@@ -95,9 +96,8 @@ class DecoderFamily:
 
     def fits(self, config: DecoderConfig) -> bool:
         """Whether this family can hold such a decoder."""
-        return (config.qkv_bias, config.qk_norm) == (self.qkv_bias, self.qk_norm) and (
-            config.rope_scaling.type in self.scalings
-        )
+        same = (config.qkv_bias, config.qk_norm) == (self.qkv_bias, self.qk_norm)
+        return same and config.rope_scaling.type in self.scalings and _follows_from_context(config)
 
     def read(self, fields: Fields, tied: bool | None = None) -> DecoderConfig:
         """The decoder that a config describes.
@@ -175,6 +175,18 @@ LLAMA = DecoderFamily("llama", "LlamaForCausalLM", _LLAMA)
 INTERNLM2 = DecoderFamily("internlm2", "InternLM2ForCausalLM", _INTERNLM2, scalings=("none", "linear", "dynamic"))
 
 
+def family_named(families: Sequence[DecoderFamily], field: str, found: Any, where: str) -> DecoderFamily:
+    """The one of `families` whose `field` (`model_type` or `architecture`) is `found`.
+
+    Raises:
+      UserError: there is none; `where` begins the message.
+    """
+    known = {getattr(family, field): family for family in families}
+    if found not in known:
+        raise UserError(f"{where}: {field} is {found!r}; known: {', '.join(known)}")
+    return known[found]
+
+
 def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
     """Base and scaling of rotary frequencies, from the two flat entries of old or the one dict of transformers 5."""
     old = fields.get("rope_scaling") or {}
@@ -211,6 +223,16 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
     return theta, NoScaling()
 
 
+def _follows_from_context(config: DecoderConfig) -> bool:
+    """Whether what a folder's config does not say of the scaling is what its readers take from `max_tokens`."""
+    scaling = config.rope_scaling
+    if isinstance(scaling, DynamicScaling):
+        return scaling.trained_tokens == config.max_tokens
+    if isinstance(scaling, LongRoPEScaling):
+        return math.isclose(scaling.factor, config.max_tokens / scaling.trained_tokens)
+    return True
+
+
 def write_rope(scaling: RopeScaling) -> Mapping[str, Any]:
     """Entries of a config for a scaling; none where there is none."""
     if isinstance(scaling, LinearScaling | DynamicScaling):
@@ -229,8 +251,7 @@ def write_rope(scaling: RopeScaling) -> Mapping[str, Any]:
         return {
             "original_max_position_embeddings": scaling.trained_tokens,
             "rope_scaling": {
-                "type": "longrope",
-                "rope_type": "longrope",
+                "type": "longrope",  # and no third name: Phi-3's config in transformers 4 counts the entries
                 "short_factor": list(scaling.short_factors),
                 "long_factor": list(scaling.long_factors),
             },

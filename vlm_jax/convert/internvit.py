@@ -39,11 +39,16 @@ CONNECTOR: list[Rule] = [
 ]
 
 
-def read_vision(fields: Fields) -> VisionConfig:
-    """The encoder that a `vision_config` describes; problems are noted in `fields`."""
+def read_vision(
+    fields: Fields, bias: str = "qkv_bias", qk_norm: str = "qk_normalization", scale: str = "initializer_factor"
+) -> VisionConfig:
+    """The encoder that a `vision_config` describes.
+
+    Args:
+      fields: of that config; problems are noted there.
+      bias, qk_norm, scale: the three fields that `transformers` gives other names.
+    """
     fields.need("num_channels", 3, 3)
-    fields.need("dropout", 0.0, 0.0)
-    fields.need("attention_dropout", 0.0, 0.0)
     return VisionConfig(
         image_size=fields.square("image_size"),
         patch_size=fields.square("patch_size"),
@@ -54,9 +59,9 @@ def read_vision(fields: Fields) -> VisionConfig:
         norm=fields.choice("norm_type", {"layer_norm": "layer_norm", "rms_norm": "rms_norm"}),
         norm_eps=float(fields["layer_norm_eps"]),
         activation=fields.activation("hidden_act"),
-        qkv_bias=fields["qkv_bias"],
-        qk_norm="full" if fields["qk_normalization"] else "none",
-        layer_scale=float(fields["initializer_factor"]),
+        qkv_bias=fields[bias],
+        qk_norm="full" if fields[qk_norm] else "none",
+        layer_scale=float(fields[scale]),
         drop_path=float(fields.get("drop_path_rate", 0.0)),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily
+from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.convert.internvit import CONNECTOR, VISION, read_vision, write_vision
 from vlm_jax.convert.table import Rule, prefixed
@@ -24,7 +24,6 @@ MODEL_TYPE = "internvl_chat"
 
 FAMILIES = (QWEN2, QWEN3, PHI3, INTERNLM2, LLAMA)
 """Decoders of this layout. A plain one without biases is written as InternLM2, as all released ones are."""
-
 
 _TEMPLATES = {
     "Hermes-2": "internvl2",
@@ -47,16 +46,8 @@ def rules(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def family_of(config: Mapping[str, Any], where: str) -> DecoderFamily:
-    """The decoder's family by its `architectures`.
-
-    Raises:
-      UserError: it is none of ours.
-    """
-    found = (config.get("architectures") or [None])[0]
-    for family in FAMILIES:
-        if family.architecture == found:
-            return family
-    raise UserError(f"{where}: architectures is {found!r}; known: {', '.join(f.architecture for f in FAMILIES)}")
+    """The family of the decoder with this config, by its `architectures` (errors as `family_named`)."""
+    return family_named(FAMILIES, "architecture", (config.get("architectures") or [None])[0], where)
 
 
 def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str = "config.json") -> System:
@@ -111,11 +102,15 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
       dtype: of the weights.
 
     Raises:
-      UserError: no decoder family can hold the decoder.
+      UserError: no decoder family can hold the decoder, or the connector's norm is another.
     """
     del image_id
     decoder, layout = system.model.decoder, system.layout
     family = next((family for family in FAMILIES if family.fits(decoder)), None)
+    if system.model.connector.norm_eps != 1e-5:
+        raise UserError(
+            f"model.connector.norm_eps must be 1e-5 in InternVL's code, is {system.model.connector.norm_eps}"
+        )
     if family is None:
         raise UserError("model.decoder: InternVL's own layout has no decoder with these biases, norms and rope scaling")
     return {

@@ -10,27 +10,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily
+from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import IMAGES, Fields, activation_name
+from vlm_jax.convert.internvit import read_vision
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig
+from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
-ARCHITECTURE = "InternVLForConditionalGeneration"
+ARCHITECTURE, MODEL_TYPE = "InternVLForConditionalGeneration", "internvl"
 TEMPLATE_OF_RELEASES = "internvl2_5"
 """Prompt format of folders that do not name one: all official HF-native releases are InternVL2.5-MPO or InternVL3."""
-
-MODEL_TYPE = "internvl"
 
 FAMILIES = (QWEN2, QWEN3, PHI3, LLAMA)
 """Decoders of this layout. InternLM2 is a Llama here, because `transformers` has no InternLM2."""
 
 _VISION, _THEIR_VISION = "vision/layers/{i}", "vision_tower.encoder.layer.{i}"
-
 
 VISION: list[Rule] = [
     rule("vision/class_embedding", "vision_tower.embeddings.cls_token", Same(leading=2)),
@@ -64,16 +62,8 @@ def rules(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def family_of(config: Mapping[str, Any], where: str) -> DecoderFamily:
-    """The decoder's family by its `model_type`.
-
-    Raises:
-      UserError: it is none of ours.
-    """
-    for family in FAMILIES:
-        if family.model_type == config.get("model_type"):
-            return family
-    known = ", ".join(family.model_type for family in FAMILIES)
-    raise UserError(f"{where}: model_type is {config.get('model_type')!r}; known: {known}")
+    """The family of the decoder with this config, by its `model_type` (errors as `family_named`)."""
+    return family_named(FAMILIES, "model_type", config.get("model_type"), where)
 
 
 def rename(key: str) -> str:
@@ -104,7 +94,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
     vision, connector, decoder = system.model.vision, system.model.connector, system.model.decoder
     return {
         "architectures": [ARCHITECTURE],
-        "model_type": "internvl",
+        "model_type": MODEL_TYPE,
         "torch_dtype": dtype,
         "image_token_id": image_id,
         "image_seq_length": system.model.tokens_per_tile,
@@ -181,9 +171,8 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     for name, default in (("use_absolute_position_embeddings", True), ("use_mask_token", False)):
         vision.need(name, default, default)
     vision.need("use_mean_pooling", True, True)
-    vision.need("num_channels", 3, 3)
     model = VLMConfig(
-        vision=_vision(vision),
+        vision=read_vision(vision, "attention_bias", "use_qk_norm", "layer_scale_init_value"),
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
         # The whole model's entry decides; where a folder leaves it out, the decoder's own does.
         decoder=family.read(text, tied=config.get("tie_word_embeddings")),
@@ -196,24 +185,6 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     )
     fields.finish()
     return System(model=model, layout=layout, template=config.get("template", TEMPLATE_OF_RELEASES))
-
-
-def _vision(fields: Fields) -> VisionConfig:
-    return VisionConfig(
-        image_size=fields.square("image_size"),
-        patch_size=fields.square("patch_size"),
-        width=fields["hidden_size"],
-        depth=fields["num_hidden_layers"],
-        heads=fields["num_attention_heads"],
-        mlp_width=fields["intermediate_size"],
-        norm=fields.choice("norm_type", {"layer_norm": "layer_norm", "rms_norm": "rms_norm"}),
-        norm_eps=float(fields["layer_norm_eps"]),
-        activation=fields.activation("hidden_act"),
-        qkv_bias=fields["attention_bias"],
-        qk_norm="full" if fields["use_qk_norm"] else "none",
-        layer_scale=float(fields["layer_scale_init_value"]),
-        drop_path=float(fields.get("drop_path_rate", 0.0)),
-    )
 
 
 def processor_files(system: System) -> dict[str, dict[str, Any]]:

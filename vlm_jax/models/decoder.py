@@ -27,6 +27,7 @@ from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm
 from vlm_jax.models.rotary import (
     DynamicScaling,
     LinearScaling,
+    LongRoPEScaling,
     NoScaling,
     RopeScaling,
     RotaryTable,
@@ -77,6 +78,13 @@ class DecoderConfig:
         return int(self.max_tokens * self.rope_scaling.factor) if stretched else self.max_tokens
 
     def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, LongRoPEScaling):
+            for name in ("short_factors", "long_factors"):
+                count = len(getattr(self.rope_scaling, name))
+                if count != self.head_dim // 2:
+                    raise UserError(
+                        f"decoder.rope_scaling.{name}: {count} numbers, half of head_dim is {self.head_dim // 2}"
+                    )
         if self.heads % self.kv_heads:
             raise UserError(f"decoder.kv_heads: {self.kv_heads} do not divide {self.heads} heads")
         if self.head_dim % 2:

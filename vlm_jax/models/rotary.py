@@ -11,7 +11,6 @@ import pydantic
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.config import config_class
-from vlm_jax.errors import UserError
 
 RotaryTable = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 """Cosines and sines, float32."""
@@ -95,17 +94,7 @@ class LongRoPEScaling:
     factor: float
 
     def __call__(self, frequencies: jax.Array, lengths: jax.Array) -> tuple[jax.Array, float]:
-        """As `NoScaling`.
-
-        Raises:
-          UserError: there are not as many divisors as frequencies.
-        """
-        for name in ("short_factors", "long_factors"):
-            if len(getattr(self, name)) != frequencies.shape[0]:
-                raise UserError(
-                    f"decoder.rope_scaling.{name}: {len(getattr(self, name))} numbers, "
-                    f"half of head_dim is {frequencies.shape[0]}"
-                )
+        """As `NoScaling`."""
         short, long = (jnp.asarray(x, jnp.float32) for x in (self.short_factors, self.long_factors))
         divisors = jnp.where((lengths > self.trained_tokens)[..., None], long, short)
         return frequencies / divisors, self.amplitude
