@@ -11,8 +11,10 @@ from tests import tiny
 from vlm_jax import globs
 from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.config import build, to_plain
-from vlm_jax.convert.__main__ import main, summarise
-from vlm_jax.convert.folders import read_folder, read_workdir, write_folder
+from vlm_jax.convert.__main__ import main
+from vlm_jax.convert.folders import read_folder, write_folder
+from vlm_jax.convert.summary import summarise
+from vlm_jax.convert.workdirs import read_workdir
 from vlm_jax.errors import UserError
 from vlm_jax.system import System
 

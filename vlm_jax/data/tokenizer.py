@@ -91,6 +91,17 @@ class Tokenizer:
             backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
         return cls(backend, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
+    def with_image_tokens(self) -> Tokenizer:
+        """The same tokenizer with InternVL's nine tokens for images and grounding behind its vocabulary.
+
+        Those that it has already stay where they are. Order of the ids: `internvl/train/internvl_chat_finetune.py`.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP):
+            if backend.token_to_id(token) is None:
+                backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
+        return Tokenizer(backend, self._config)
+
     def save(self, folder: str | Path, template: Template = TEMPLATES["internvl2"]) -> None:
         """Writes a folder that `transformers.AutoTokenizer` reads: the tokenizer, its tokens by name, a chat template.
 

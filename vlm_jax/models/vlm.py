@@ -103,6 +103,21 @@ def head_kernel(params: Params, config: DecoderConfig) -> Float[Array, "D V"]:
     return decoder["embedding"].T if config.tie_embeddings else decoder["head"]["kernel"]
 
 
+def init_connector(config: VLMConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters of the connector alone, without its prefix."""
+    connector = PixelShuffleMLP(config.connector, config.decoder.width, Compute())
+    return connector.init(key, jnp.zeros((1, config.vision.patches, config.vision.width)))["params"]
+
+
+def init_decoder(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters of a decoder alone, under `decoder/`."""
+
+    def run(decoder: Decoder, zeros: jax.Array) -> jax.Array:
+        return decoder.logits(decoder(decoder.embed(zeros), zeros, zeros, zeros))
+
+    return {"decoder": nn.init(run, Decoder(config, Compute()))(key, jnp.zeros((1, 1), jnp.int32))["params"]}
+
+
 def init_params(config: VLMConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters as a plain nested dict."""
     shape = BatchShape(rows=1, tokens=2, tiles=1, patches=config.vision.patches, patch_values=config.patch_values)
