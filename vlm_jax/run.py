@@ -19,7 +19,7 @@ import jax
 
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
-from vlm_jax.convert.folders import write_folder
+from vlm_jax.convert.folders import Opened, write_folder
 from vlm_jax.data.templates import TEMPLATES, render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -29,10 +29,11 @@ from vlm_jax.evaluation.runner import EvaluationResult, evaluate
 from vlm_jax.files import is_full_disk
 from vlm_jax.inference.model import Model
 from vlm_jax.sharding import describe, make_mesh, use_cpu_devices
+from vlm_jax.start import open_start
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, say
-from vlm_jax.training.loop import Trained, initial_params, train
+from vlm_jax.training.loop import Trained, initial_params, train, with_steps
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
 
@@ -50,7 +51,9 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
     workdir = Workdir(folder)
     with workdir.locked(), Interrupt().installed() as interrupt:
         try:
-            return _run(recipe, workdir, workdir.open(recipe), interrupt)
+            use_cpu_devices(recipe.runtime.cpu_devices)
+            recipe, start = open_start(recipe, workdir)
+            return _run(recipe, start, workdir, workdir.open(recipe), interrupt)
         except KeyboardInterrupt:
             say(f"stopped; to continue, run the same command again: {shlex.join(_command())}")
             raise
@@ -64,21 +67,21 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
             ) from error
 
 
-def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
+def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
     if workdir.report.is_file():  # written last
         say(f"{workdir.root} is finished: open {workdir.root / 'report.html'}")
         return json.loads(workdir.report.read_text())
     clock = Clock()
-    use_cpu_devices(recipe.runtime.cpu_devices)
     mesh = make_mesh(recipe.runtime.mesh)
     device = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"{'continuing' if existed else 'starting'} {recipe.name} in {workdir.root} on {device}, jax {jax.__version__}")
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
-    tokenizer = _tokenizer(recipe, workdir, splits)
+    tokenizer = _tokenizer(recipe, workdir, splits, start)
+    recipe = with_steps(recipe, splits, tokenizer)
     benchmark = _benchmark(recipe, splits)
-    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt)
+    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, start.params if start else None)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
         params = jax.device_put(params, jax.local_devices()[0])
@@ -91,11 +94,11 @@ def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) 
     return report
 
 
-def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
+def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened | None) -> Tokenizer:
     if workdir.tokenizer.is_dir():
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        tokenizer = Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
+        tokenizer = start.tokenizer if start else Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
         tokenizer.save(aside, TEMPLATES[recipe.system.template])

@@ -11,8 +11,8 @@ import pytest
 from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert.folders import open_folder, write_folder
-from vlm_jax.convert.lazy import LazyArray, place
-from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.convert.lazy import LazyArray
+from vlm_jax.sharding import MeshConfig, make_mesh, place
 
 
 @pytest.fixture(scope="module", params=["hf", "internvl"])
@@ -55,7 +55,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, rank)
 from vlm_jax import globs
 from vlm_jax.convert import lazy
 from vlm_jax.convert.folders import open_folder
-from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.sharding import MeshConfig, make_mesh, place
 read = {}
 original = lazy.LazyArray.__getitem__
 def counted(self, index):
@@ -64,7 +64,7 @@ def counted(self, index):
     return part
 lazy.LazyArray.__getitem__ = counted
 params = open_folder(folder).params
-placed = lazy.place(params, make_mesh(MeshConfig(data=1, fsdp=4, tensor=1)))
+placed = place(params, make_mesh(MeshConfig(data=1, fsdp=4, tensor=1)))
 sums = jax.jit(lambda tree: {path: abs(x).sum() for path, x in tree.items()})(globs.flatten(placed))
 sums = {path: float(x) for path, x in sums.items()}
 total = sum(x.size for x in globs.flatten(params).values())

@@ -1,7 +1,7 @@
 """Arrays that stay in their file until somebody asks for them.
 
 A folder's parameters are handed around as these, so that converting a model, or placing it on a mesh, holds one
-parameter at a time, and a host reads the part of a parameter that its devices need.
+parameter at a time, and a host reads the part of a parameter that its devices need (`vlm_jax.sharding.place`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from vlm_jax import globs
-from vlm_jax.sharding import tree_shardings
 
 
 class LazyArray:
@@ -53,22 +51,3 @@ class LazyArray:
 def materialise(params: Mapping[str, Any]) -> dict[str, Any]:
     """The same nested dict with everything read into memory."""
     return globs.unflatten({path: np.asarray(array) for path, array in globs.flatten(params).items()})
-
-
-def place(params: Mapping[str, Any], mesh: jax.sharding.Mesh, dtype: str | None = None) -> dict[str, Any]:
-    """Puts parameters on a mesh, one at a time; every host reads the parts that its devices hold.
-
-    Args:
-      params: nested dict of lazy or NumPy arrays, the same on all hosts.
-      mesh: their places follow from `vlm_jax.sharding.PARAMETER_AXES`.
-      dtype: what to cast to; as they are when None.
-    """
-    places = globs.flatten(tree_shardings(params, mesh))
-
-    def put(path: str, array: Any) -> jax.Array:
-        wanted = np.dtype(dtype or array.dtype)
-        return jax.make_array_from_callback(
-            tuple(array.shape), places[path], lambda index: np.asarray(array[index]).astype(wanted, copy=False)
-        )
-
-    return globs.unflatten({path: put(path, array) for path, array in globs.flatten(params).items()})

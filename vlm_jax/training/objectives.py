@@ -39,6 +39,13 @@ class Models:
     teacher: TeacherConfig | None
     compute: Compute
 
+    def with_drop_path(self, rate: float | None) -> Models:
+        """The same models, the student's encoder with another drop-path rate; its own where `rate` is None."""
+        if rate is None:
+            return self
+        vision = dataclasses.replace(self.student.vision, drop_path=rate)
+        return dataclasses.replace(self, student=dataclasses.replace(self.student, vision=vision))
+
     @property
     def teacher_vlm(self) -> VLMConfig:
         """The teacher's encoder and connector in front of the student's decoder."""
