@@ -173,8 +173,68 @@ def test_records_of_tasks_left_out_may_be_larger_than_a_row(conversations, prepa
     tight = dataclasses.replace(preparer, max_tokens=CONFIG.tokens)
     source = MemorySource([*conversations, long])
     assert Batches(source, tight, dataclasses.replace(CONFIG, weights={"a": 1.0}), seed=5).count(0)
-    with pytest.raises(UserError, match="^record z: does not fit a row"):
+    with pytest.raises(UserError, match=r"^record z: does not fit a row"):
         Batches(source, tight, CONFIG, seed=5)
+
+
+def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations, preparer):
+    config = dataclasses.replace(CONFIG, tokens=115, too_long="truncate")
+    source = MemorySource(conversations)
+    index = load_index(source, preparer)
+    assert 0 < (index.sizes[:, 0] > 115).sum() < 60
+    numbered = Batches(source, preparer, config, seed=5, index=index)
+    rows = [records for window in range(3) for records in numbered.rows(0, window)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(60))
+    seen = Counter()
+    for number in range(numbered.count(0)):
+        batch = numbered[number][1]
+        for row in range(3):
+            for segment in range(1, batch.segments[row].max() + 1):
+                here = batch.segments[row] == segment
+                assert batch.loss_weights[row][here].any()
+                seen[batch.tokens[row][here].tobytes()] += 1
+    assert seen == Counter(preparer(c).tokens[:115].tobytes() for c in conversations)
+    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: .* tokens is 115"):
+        Batches(source, preparer, dataclasses.replace(config, too_long="error"), seed=5, index=index)
+    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: \d+ tokens \(\d+ when it is cut\)"):
+        Batches(source, preparer, dataclasses.replace(config, tokens=80), seed=5, index=index)
+
+
+def test_what_is_drawn_is_a_function_of_the_place(conversations, preparer):
+    marked = [dataclasses.replace(c, augment=c.task == "a") for c in conversations]
+    weights = {"a": 2.0, "b": 1.0}
+    config = dataclasses.replace(CONFIG, weights=weights)
+    numbered = Batches(MemorySource(marked), preparer, config, seed=5)
+    count = numbered.count(0)
+    straight = [numbered[number] for number in range(count + 3)]
+    assert_equal(
+        take(4, MemorySource(marked), preparer, config, 5, straight[count - 2][0], workers=1), straight[count - 1 :]
+    )
+    plain = Batches(MemorySource(conversations), preparer, config, seed=5)
+
+    seen = {}  # bytes of a tile without losses -> with the losses of each of its turns
+    for number in range(count):
+        clean, drawn = plain[number][1], straight[number][1]
+        for name in clean._fields[:-1]:
+            assert name == "patches" or (getattr(clean, name) == getattr(drawn, name)).all()
+        for before, after in zip(clean.patches.reshape(-1, 4 * 588), drawn.patches.reshape(-1, 4 * 588), strict=True):
+            if before.any():
+                seen.setdefault(before.tobytes(), []).append(after.tobytes())
+    tiles = {task: set() for task in "ab"}
+    for conversation in conversations:
+        for tile in preparer(conversation).patches:
+            tiles[conversation.task].add(tile.tobytes())
+    assert seen.keys() == tiles["a"] | tiles["b"]
+    for tile, turns in seen.items():
+        if tile in tiles["a"]:
+            assert tile not in turns
+            assert len(turns) == 2
+        else:
+            assert turns == [tile]
+    # Of the two turns of a tile most differ: one quality in 26 is equal.
+    assert np.mean([turns[0] != turns[1] for tile, turns in seen.items() if tile in tiles["a"]]) > 0.8
+    other = Batches(MemorySource(marked), preparer, config, seed=6)[0][1]
+    assert other.patches.tobytes() != straight[0][1].patches.tobytes()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
