@@ -178,10 +178,10 @@ def test_records_of_tasks_left_out_may_be_larger_than_a_row(conversations, prepa
 
 
 def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations, preparer):
-    config = dataclasses.replace(CONFIG, tokens=115, too_long="truncate")
+    config = dataclasses.replace(CONFIG, tokens=118, too_long="truncate")
     source = MemorySource(conversations)
     index = load_index(source, preparer)
-    assert 0 < (index.sizes[:, 0] > 115).sum() < 60
+    assert 0 < (index.sizes[:, 0] > 118).sum() < 60
     numbered = Batches(source, preparer, config, seed=5, index=index)
     rows = [records for window in range(3) for records in numbered.rows(0, window)]
     assert sorted(np.concatenate(rows).tolist()) == list(range(60))
@@ -193,8 +193,8 @@ def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations
                 here = batch.segments[row] == segment
                 assert batch.loss_weights[row][here].any()
                 seen[batch.tokens[row][here].tobytes()] += 1
-    assert seen == Counter(preparer(c).tokens[:115].tobytes() for c in conversations)
-    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: .* tokens is 115"):
+    assert seen == Counter(preparer(c).tokens[:118].tobytes() for c in conversations)
+    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: .* tokens is 118"):
         Batches(source, preparer, dataclasses.replace(config, too_long="error"), seed=5, index=index)
     with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: \d+ tokens \(\d+ when it is cut\)"):
         Batches(source, preparer, dataclasses.replace(config, tokens=80), seed=5, index=index)
