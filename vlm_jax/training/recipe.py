@@ -13,12 +13,12 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig
 from vlm_jax.system import System
-from vlm_jax.training.data import PocketData, TFDSData
+from vlm_jax.training.data import MetaData, PocketData, TFDSData
 from vlm_jax.training.objectives import DistillObjective, GenerateObjective, Models, TeacherConfig
 from vlm_jax.training.optimizer import OptimizerConfig
 
 Objective = Annotated[GenerateObjective | DistillObjective, pydantic.Field(discriminator="type")]
-Data = Annotated[PocketData | TFDSData, pydantic.Field(discriminator="type")]
+Data = Annotated[PocketData | TFDSData | MetaData, pydantic.Field(discriminator="type")]
 
 
 @config_class
