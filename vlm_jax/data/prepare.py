@@ -18,7 +18,7 @@ from vlm_jax.data.conversation import Conversation, Reason, RecordError
 from vlm_jax.data.images import decode_image, image_size
 from vlm_jax.data.templates import Span, Template, render
 from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify, share
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
 LossReduction = Literal["token", "sample", "square"]
@@ -242,8 +242,14 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
     branches: list[int] = []
     pieces: list[tuple[str, bool]] = []
     seen = 0
+    before = shared = Border.START
     for number, span in enumerate(spans):
+        if number and span.branch != spans[number - 1].branch:
+            if not spans[number - 1].branch:
+                shared = before
+            before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
+            before = Border.TOKEN
             ids += [tokenizer.image_id] * span.placeholders
             supervised += [False] * span.placeholders
             visual += range(seen, seen + span.placeholders)
@@ -253,7 +259,7 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
         if following is None or following.image is not None or _kind(following) != _kind(span):
-            new = tokenizer.encode_pieces(pieces)
+            new, before = tokenizer.encode_behind(before, pieces)
             ids += new
             supervised += [span.supervised] * len(new)
             visual += [-1] * len(new)
