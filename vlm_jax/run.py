@@ -87,7 +87,7 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
         params = jax.device_put(params, jax.local_devices()[0])
     model = Model(recipe.system, params, tokenizer)
     write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
-    result = _evaluate(recipe, model, benchmark, splits)
+    result = _evaluate(recipe, model, benchmark, splits) if benchmark else None
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)
@@ -122,9 +122,12 @@ def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
                 yield span.text
 
 
-def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark:
-    """What the model will be asked; made before it is trained, so that mistakes show."""
-    benchmark = pocket(getattr(splits, recipe.evaluation.split))
+def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark | None:
+    """What the model will be asked, if the data has such a split; made before it is trained, so that mistakes show."""
+    split = getattr(splits, recipe.evaluation.split)
+    if split is None:
+        return None
+    benchmark = pocket(split)
     return benchmark.limited(recipe.evaluation.limit) if recipe.evaluation.limit else benchmark
 
 
@@ -134,7 +137,7 @@ def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits
         return evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
             benchmark,
-            reference=[splits.validation[i] for i in range(len(splits.validation))],
+            reference=splits.validation,
             grid=recipe.system.grid,
             chunk_size=10 * settings.batch_size,
             progress=advance,
@@ -143,14 +146,14 @@ def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits
 
 
 def _report(
-    recipe: Recipe, trained: Trained, result: EvaluationResult, wall_seconds: float, device: str
+    recipe: Recipe, trained: Trained, result: EvaluationResult | None, wall_seconds: float, device: str
 ) -> dict[str, Any]:
     config = json.dumps(to_plain(recipe), sort_keys=True)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {
         "wall_seconds": wall_seconds,
         "stages": trained.figures,
-        "tasks": result.report(),
+        "tasks": result.report() if result else {},
         "peak_memory_bytes": _peak_memory(recipe),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": device,
@@ -165,14 +168,17 @@ def _peak_memory(recipe: Recipe) -> int:
     return own + child * max(1, recipe.runtime.workers)
 
 
-def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult, report: dict[str, Any]) -> None:
-    split = getattr(splits, recipe.evaluation.split)
-    asked = {row["id"] for row in result.rows}
+def _write(
+    recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult | None, report: dict[str, Any]
+) -> None:
+    split = getattr(splits, recipe.evaluation.split) or ()
+    rows = result.rows if result else ()
+    asked = {row["id"] for row in rows}
     images = {c.id: c.images for c in (split[i] for i in range(len(split))) if c.id in asked}
     write_report(
         workdir.root,
         report,
-        result.rows,
+        rows,
         images,
         tiler=recipe.system.tiles,
         title=recipe.name,
@@ -182,7 +188,8 @@ def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationR
 
 
 def _summary(report: dict[str, Any], workdir: Workdir) -> None:
-    say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
+    if report["tasks"]:
+        say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
     for name, task in report["tasks"].items():
         base = task["baselines"]
         say(f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}  {base['majority']:>8.1%}  {base['blank']:>6.1%}")

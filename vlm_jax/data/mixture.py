@@ -25,6 +25,7 @@ class MixtureConfig:
       rows: B, rows of a batch (over all hosts).
       tokens: T, tokens of a row.
       tiles: K, tile slots of a row.
+      packing: a row takes as many conversations as fit; otherwise one, so that `rows` counts conversations.
       window: records whose packing is planned at once.
       too_long: what becomes of a conversation of more than `tokens`: an error, or it is cut at the end
         (`vlm_jax.data.prepare.Preparer`).
@@ -34,6 +35,7 @@ class MixtureConfig:
     rows: int
     tokens: int
     tiles: int
+    packing: bool = True
     window: int = 65536
     too_long: TooLong = "error"
 

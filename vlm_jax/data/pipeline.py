@@ -13,7 +13,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,12 +146,16 @@ class Batches:
                 bounds = _deal(len(records), count)
                 records = records[bounds[window] : bounds[window + 1]]
                 rng = np.random.default_rng([*self._key, 2, epoch, window])
-                plan = plan_rows(self._sizes[records], self.config.tokens, self.config.tiles, rng)
-                found = [records[row] for row in plan]
+                found = [records[row] for row in self._pack(self._sizes[records], rng)]
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[epoch, window] = found
             return found
+
+    def _pack(self, sizes: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
+        if self.config.packing:
+            return plan_rows(sizes, self.config.tokens, self.config.tiles, rng)
+        return np.arange(len(sizes))[:, None]  # they are in random order already
 
     def _plan(self, epoch: int, window: int) -> tuple[list[np.ndarray], list[int]]:
         """A window's rows, and the first row of every batch with the number of rows at the end."""

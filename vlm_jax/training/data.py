@@ -75,17 +75,15 @@ class MetaData:
     """
 
     type: Literal["meta"] = "meta"
-    train: str
+    train: str = ""
     validation: str = ""
     test: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise UserError("config.data.train: the path of a meta file is missing")
 
     def open(self, workdir: Path, seed: int, say: Callable[[str], None]) -> Splits:
         """Opens the files and says what is in them; no record is read yet."""
         del seed
+        if not self.train:
+            raise UserError("config.data.train: the path of a meta file is missing (--config.data.train=META.json)")
         folder = workdir / "data"
         folder.mkdir(parents=True, exist_ok=True)
         splits = {}
