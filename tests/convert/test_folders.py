@@ -150,7 +150,7 @@ def test_damaged_files_are_one_clear_error(copy, damage):
 def test_unknown_configs(copy):
     config = json.loads((copy / "config.json").read_text())
     original = json.dumps(config)
-    config["vision_config"]["hidden_act"] = "quick_gelu"
+    config["vision_config"]["hidden_act"] = "relu"
     config["vision_config"]["use_mean_pooling"] = False
     config["text_config"]["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
     (copy / "config.json").write_text(json.dumps(config))

@@ -205,4 +205,4 @@ def test_mistakes_name_the_record(preparer, conversation):
     with pytest.raises(UserError, match=r"^record z1: .* mark"):
         preparer(dataclasses.replace(conversation, images=()))
     with pytest.raises(UserError, match="patch_size"):
-        dataclasses.replace(preparer, patch_size=15)
+        dataclasses.replace(preparer, patch_size=0)

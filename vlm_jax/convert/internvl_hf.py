@@ -6,18 +6,22 @@ The names are those that `save_pretrained` writes, the only ones that load in ev
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import IMAGES, Fields, activation_name
-from vlm_jax.convert.internvit import read_vision
+from vlm_jax.convert.images import read_statistics
+from vlm_jax.convert.internvit import not_internvit, read_vision
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
+from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
+from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
@@ -144,6 +148,7 @@ def _check_expressible(system: System) -> DecoderFamily:
     if vision.qk_norm == "full":
         fixed["model.vision.norm_eps"] = (vision.norm_eps, 1e-6)
     wrong = [f"{name} must be {needed!r}, is {value!r}" for name, (value, needed) in fixed.items() if value != needed]
+    wrong += [f"model.vision.{problem}" for problem in not_internvit(vision)]
     if family is None:
         wrong.append("model.decoder has biases, norms or a rope scaling that none of its decoders has together")
     if wrong:
@@ -163,16 +168,14 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
       UserError: naming every field with a value that this code does not have, or that is missing.
     """
     fields = Fields(config, where)
-    vision, text = fields.part("vision_config"), fields.part("text_config")
+    encoder, text = fields.part("vision_config"), fields.part("text_config")
     family = family_of(config["text_config"], f"{where}: text_config")
     fields.need("projector_hidden_act", "gelu", "gelu")
     fields.need("vision_feature_layer", -1, -1)
     fields.need("vision_feature_select_strategy", "default", "default")
-    for name, default in (("use_absolute_position_embeddings", True), ("use_mask_token", False)):
-        vision.need(name, default, default)
-    vision.need("use_mean_pooling", True, True)
+    vision = dataclasses.replace(_read_encoder(encoder), **read_statistics(images, str(Path(where).with_name(IMAGES))))
     model = VLMConfig(
-        vision=read_vision(vision, "attention_bias", "use_qk_norm", "layer_scale_init_value"),
+        vision=vision,
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
         # The whole model's entry decides; where a folder leaves it out, the decoder's own does.
         decoder=family.read(text, tied=config.get("tie_word_embeddings")),
@@ -185,6 +188,26 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     )
     fields.finish()
     return System(model=model, layout=layout, template=config.get("template", TEMPLATE_OF_RELEASES))
+
+
+def _read_encoder(fields: Fields) -> VisionConfig:
+    for name, default in (("use_absolute_position_embeddings", True), ("use_mask_token", False)):
+        fields.need(name, default, default)
+    fields.need("use_mean_pooling", True, True)
+    return read_vision(fields, "attention_bias", "use_qk_norm", "layer_scale_init_value")
+
+
+INTERNVL_VISION = VisionFamily(
+    model_types={"internvl_vision": ""},
+    rules=[dataclasses.replace(r, key=r.key.removeprefix("vision_tower.")) for r in VISION],
+    read=_read_encoder,
+    defaults={
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": 448, "patch_size": 14, "hidden_act": "gelu", "norm_type": "layer_norm", "layer_norm_eps": 1e-6,
+        "attention_bias": False, "use_qk_norm": False, "layer_scale_init_value": 0.1,
+    },
+)  # fmt: skip
+"""The encoder saved alone (`InternVLVisionModel.save_pretrained`)."""
 
 
 def processor_files(system: System) -> dict[str, dict[str, Any]]:
@@ -202,8 +225,8 @@ def processor_files(system: System) -> dict[str, dict[str, Any]]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(system.model.vision.mean),
+        "image_std": list(system.model.vision.std),
     }
     tiling = {
         "crop_to_patches": True,

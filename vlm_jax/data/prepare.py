@@ -75,7 +75,7 @@ class Preparer:
       tokenizer: text to ids.
       template: the prompt format.
       layout: how images are tiled.
-      patch_size: P, side of a patch in pixels; must divide the tile's side.
+      patch_size: P, side of a patch in pixels.
       tokens_per_tile: n, number of visual tokens that the connector makes of one tile.
       max_tokens: longest conversation, visual tokens included.
       loss_reduction: every supervised token of a conversation with x of them weighs 1 (`token`), 1/x (`sample`) or
@@ -98,8 +98,10 @@ class Preparer:
     too_long: TooLong = "error"
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.layout.tile_size % self.patch_size:
-            raise UserError(f"patch_size: {self.patch_size} does not divide the tile size {self.layout.tile_size}")
+        if not 1 <= self.patch_size <= self.layout.tile_size:
+            raise UserError(
+                f"patch_size: must lie in 1..layout.tile_size ({self.layout.tile_size}), got {self.patch_size}"
+            )
 
     @property
     def patches_per_tile(self) -> int:

@@ -64,7 +64,7 @@ class VLM(nn.Module):
         """Tiles [B, K, N, PP3] to this row's K*n visual tokens."""
         rows = patches.shape[0]
         features, _ = self.vision(rearrange(patches, "b k n p -> (b k) n p"), drop_key=drop_key)
-        visual = self.connector(features[:, 1:])  # the class token is not handed on
+        visual = self.connector(features[:, self.config.vision.first_patch :])  # a class token is not handed on
         return rearrange(visual, "(b k) n d -> b (k n) d", b=rows)
 
     def embed(
