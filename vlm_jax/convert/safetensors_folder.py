@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,15 +34,18 @@ SHARD_BYTES = 5 * 10**9
 """No written file is larger, unless a single tensor is."""
 
 
-def open_weights(folder: Path, rename: Callable[[str], str] = str) -> dict[str, LazyArray]:
+def open_weights(
+    folder: Path, rename: Callable[[str], str] = str, left_out: Callable[[str], bool] = lambda name: False
+) -> dict[str, LazyArray]:
     """Reads the headers of all safetensors files that belong to the model in `folder`.
 
     Args:
       folder: holds `model.safetensors`, or shards and their index.
       rename: from a stored key to the name it goes by.
+      left_out: tells of a name that nobody needs the tensor.
 
     Returns:
-      Every tensor by its name, file by file.
+      Every other tensor by its name, file by file.
 
     Raises:
       UserError: there are no safetensors; a shard is missing, damaged, or does not hold what the index says; a file
@@ -54,11 +58,12 @@ def open_weights(folder: Path, rename: Callable[[str], str] = str) -> dict[str, 
         absent = sorted((promised or found.keys()) - found.keys())
         if absent:
             raise UserError(f"{folder / file}: {INDEX} says that it holds {', '.join(absent)}, it does not")
-        for key, tensor in found.items():
+        for key, entry in found.items():
             name = rename(key)
             if name in tensors:
                 raise UserError(f"{folder / file}: a second tensor '{key}' (as {name})")
-            tensors[name] = tensor
+            if not left_out(name):
+                tensors[name] = _lazy(folder / file, key, entry)
     return tensors
 
 
@@ -122,8 +127,11 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
     raise UserError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
 
 
-def _header(file: Path) -> dict[str, LazyArray]:
-    """Every tensor of a file. The library checks that the header is sound and fits the file; it tells no offsets."""
+def _header(file: Path) -> dict[str, Any]:
+    """Every tensor of a file as its header has it, `start` (of the data in the file) added.
+
+    The library checks that the header is sound and fits the file, but does not tell where a tensor lies.
+    """
     if not file.is_file():
         raise UserError(f"{file}: this shard is missing")
     try:
@@ -133,17 +141,17 @@ def _header(file: Path) -> dict[str, LazyArray]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a readable safetensors file: {error}") from None
     header.pop("__metadata__", None)
-    for key, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise UserError(
-                f"{file}: tensor '{key}' is stored as {entry['dtype']}; only {', '.join(_DTYPES)} can be read "
-                "(quantised weights must be turned back first)"
-            )
-    tensors = {}
-    for key, entry in header.items():
-        place = (8 + length + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-        tensors[key] = LazyArray(partial(_map, file, *place), *place[1:])
-    return tensors
+    return {key: {**entry, "start": 8 + length + entry["data_offsets"][0]} for key, entry in header.items()}
+
+
+def _lazy(file: Path, key: str, entry: Mapping[str, Any]) -> LazyArray:
+    if entry["dtype"] not in _DTYPES:
+        raise UserError(
+            f"{file}: tensor '{key}' is stored as {entry['dtype']}; only {', '.join(_DTYPES)} can be read "
+            "(quantised weights must be turned back first)"
+        )
+    shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+    return LazyArray(partial(_map, file, entry["start"], shape, dtype), shape, dtype)
 
 
 def _map(file: Path, start: int, shape: Shape, dtype: np.dtype) -> np.ndarray:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vlm_jax import globs
 from vlm_jax.convert import table
 from vlm_jax.convert.clip import CLIP
 from vlm_jax.convert.fields import CONFIG, IMAGES
-from vlm_jax.convert.folders import DTYPES, _aside, _OnHost, _read_json, _write_json
+from vlm_jax.convert.folders import DTYPES, shapes_of
 from vlm_jax.convert.images import read_size, read_statistics
 from vlm_jax.convert.internvit import INTERNVIT, write_images, write_tower_config
 from vlm_jax.convert.internvl_hf import INTERNVL_VISION
+from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.positions import resize_positions
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
 from vlm_jax.convert.siglip import SIGLIP
 from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.errors import UserError
+from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.vision_transformer import VisionConfig, init_tower
 
 FAMILIES: tuple[VisionFamily, ...] = (INTERNVIT, INTERNVL_VISION, CLIP, SIGLIP)
@@ -31,8 +31,8 @@ FAMILIES: tuple[VisionFamily, ...] = (INTERNVIT, INTERNVL_VISION, CLIP, SIGLIP)
 _POSITIONS = "vision/position_embedding"
 
 
-def read_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[str, Any], VisionConfig]:
-    """Reads a vision tower; text towers, projections and pooling heads stored beside it are passed over.
+def open_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[str, Any], VisionConfig]:
+    """Opens a vision tower; text towers, projections and pooling heads stored beside it are passed over.
 
     Args:
       folder: `config.json`, safetensors, and possibly `preprocessor_config.json`, whose mean, standard deviation and
@@ -41,22 +41,32 @@ def read_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[
         Positions are interpolated where the grid of patches becomes another (`resize_positions`).
 
     Returns:
-      {"vision": parameters} as nested dicts of NumPy arrays in the dtype they are stored in, and the tower's config.
+      {"vision": parameters} as nested dicts of arrays that are read when they are looked at (`LazyArray`), and the
+      tower's config.
 
     Raises:
       UserError: a file is missing or damaged, the model is of no family, or the weights do not fit: all problems of
         the weights at once.
     """
     folder = Path(folder)
-    config = _read_json(folder / CONFIG)
+    if folder.is_dir():
+        refuse_links_out(folder)
+    config = read_json(folder / CONFIG)
     family = family_of(config, str(folder / CONFIG))
     stored = family.read_config(config, str(folder / CONFIG))
-    params = _read_params(folder, family, stored)
-    images, where = _read_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}, str(folder / IMAGES)
+    params = _open_params(folder, family, stored)
+    images, where = read_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}, str(folder / IMAGES)
     size = image_size or read_size(images, where) or stored.image_size
     vision = dataclasses.replace(stored, image_size=size, **read_statistics(images, where))
-    params[_POSITIONS] = resize_positions(params[_POSITIONS], stored.grid, vision.grid, vision.class_token)
+    positions = np.asarray(params[_POSITIONS])
+    params[_POSITIONS] = resize_positions(positions, stored.grid, vision.grid, vision.class_token)
     return globs.unflatten(params), vision
+
+
+def read_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[str, Any], VisionConfig]:
+    """`open_tower` with all parameters read into memory, as NumPy arrays in the dtype they are stored in."""
+    params, vision = open_tower(folder, image_size)
+    return materialise(params), vision
 
 
 def family_of(config: Mapping[str, Any], where: str) -> VisionFamily:
@@ -73,8 +83,7 @@ def family_of(config: Mapping[str, Any], where: str) -> VisionFamily:
 
 def tower_shapes(vision: VisionConfig) -> dict[str, table.Shape]:
     """{path: shape} of every parameter of a tower, paths beginning with `vision/`, without making any."""
-    tree = jax.eval_shape(partial(init_tower, vision), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in globs.flatten({"vision": tree}).items()}
+    return shapes_of(lambda key: {"vision": init_tower(vision, key)})
 
 
 def write_tower(
@@ -103,8 +112,6 @@ def write_tower(
       UserError: the folder exists, the tower is no InternViT, parameters do not fit the config, or the disk is full.
     """
     folder = Path(folder)
-    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already exists; choose another place or remove it")
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     config = write_tower_config(vision, dtype)
@@ -116,16 +123,15 @@ def write_tower(
         raise UserError(f"{folder}: the parameters do not fit the config: {', '.join(wrong)}")
     plan = table.plan(INTERNVIT.rules, shapes)
     sizes = {key: int(np.prod(stored.shape)) * DTYPES[dtype].itemsize for key, stored in plan.items()}
-    tensors = ((key, tensor.astype(DTYPES[dtype])) for key, tensor in table.write(plan, _OnHost(flat)))
-    with _aside(folder) as aside:
+    tensors = ((key, tensor.astype(DTYPES[dtype], copy=False)) for key, tensor in table.write(plan, flat))
+    with new_folder(folder, overwrite=overwrite) as aside:
         write_weights(aside, tensors, sizes, shard_bytes)
-        _write_json(aside / CONFIG, config)
-        _write_json(aside / IMAGES, write_images(vision))
+        write_json(aside / CONFIG, config)
+        write_json(aside / IMAGES, write_images(vision))
 
 
-def _read_params(folder: Path, family: VisionFamily, vision: VisionConfig) -> dict[str, np.ndarray]:
+def _open_params(folder: Path, family: VisionFamily, vision: VisionConfig) -> dict[str, Any]:
     plan = table.plan(family.rules, tower_shapes(vision))
-    weights = open_weights(folder, family.rename)
-    kept = {key: shape for key, shape in weights.shapes.items() if not family.leaves_out(key)}
-    table.check(plan, kept, str(folder))
-    return dict(table.read(plan, ((key, tensor) for key, tensor in weights.tensors() if key in plan)))
+    tensors = open_weights(folder, family.rename, family.leaves_out)
+    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
+    return table.read(plan, tensors)
