@@ -236,31 +236,32 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
     Adjoining spans of one kind are tokenised together, so that a prompt's ids equal the reference's; the border of an
     answer is always a border of tokens, as it is in generation.
     """
-    ids: list[int] = []
-    supervised: list[bool] = []
-    visual: list[int] = []
-    branches: list[int] = []
+    ids: list[Sequence[int] | np.ndarray] = []
+    visual: list[np.ndarray] = []
+    kinds: list[tuple[bool, int]] = []
     pieces: list[tuple[str, bool]] = []
     seen = 0
     for number, span in enumerate(spans):
         if span.image is not None:
-            ids += [tokenizer.image_id] * span.placeholders
-            supervised += [False] * span.placeholders
-            visual += range(seen, seen + span.placeholders)
-            branches += [span.branch] * span.placeholders
+            ids.append(np.full(span.placeholders, tokenizer.image_id, np.int32))
+            visual.append(np.arange(seen, seen + span.placeholders, dtype=np.int32))
+            kinds.append((False, span.branch))
             seen += span.placeholders
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
         if following is None or following.image is not None or _kind(following) != _kind(span):
-            new = tokenizer.encode_pieces(pieces)
-            ids += new
-            supervised += [span.supervised] * len(new)
-            visual += [-1] * len(new)
-            branches += [span.branch] * len(new)
+            ids.append(tokenizer.encode_pieces(pieces))
+            visual.append(np.full(len(ids[-1]), -1, np.int32))
+            kinds.append(_kind(span))
             pieces = []
+    lengths = [len(part) for part in ids]
+    supervised, branches = zip(*kinds, strict=True)
     return _Tokens(
-        np.array(ids, np.int32), np.array(supervised, bool), np.array(visual, np.int32), np.array(branches, np.int32)
+        np.concatenate([np.asarray(part, np.int32) for part in ids]),
+        np.repeat(np.array(supervised, bool), lengths),
+        np.concatenate(visual),
+        np.repeat(np.array(branches, np.int32), lengths),
     )
 
 
