@@ -16,7 +16,7 @@ from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.index import load_index
 from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.pipeline import START, Batches, Position, batches
-from vlm_jax.data.sources import MemorySource
+from vlm_jax.data.sources import ManySources, MemorySource
 from vlm_jax.errors import UserError
 
 CONFIG = MixtureConfig(rows=3, tokens=400, tiles=12, window=24)
@@ -233,8 +233,12 @@ def test_what_is_drawn_is_a_function_of_the_place(conversations, preparer):
             assert turns == [tile]
     # Of the two turns of a tile most differ: one quality in 26 is equal.
     assert np.mean([turns[0] != turns[1] for tile, turns in seen.items() if tile in tiles["a"]]) > 0.8
-    other = Batches(MemorySource(marked), preparer, config, seed=6)[0][1]
-    assert other.patches.tobytes() != straight[0][1].patches.tobytes()
+    alone = MemorySource([max(marked, key=lambda c: c.augment * preparer.measure(c).tiles)])
+    config = dataclasses.replace(CONFIG, rows=1)
+    numbered = [Batches(alone, preparer, config, seed, stage=stage) for seed, stage in ((5, 0), (5, 0), (6, 0), (5, 1))]
+    pixels = [batches[number][1].patches.tobytes() for batches in numbered for number in range(3)]  # three epochs each
+    assert pixels[:3] == pixels[3:6]
+    assert len(set(pixels)) == 9
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -332,6 +336,25 @@ def test_the_index_is_kept_beside_the_data(conversations, preparer, tmp_path, ca
     Here.folder = tmp_path / "missing"
     load_index(source, preparer)
     assert "index of record sizes was not kept" in caplog.text
+
+
+def test_sources_behind_one_another_have_one_index(conversations, preparer, tmp_path):
+    class Here(Stored):
+        folder = tmp_path
+
+    reversed_tasks = [dataclasses.replace(c, task={"a": "z", "b": "b"}[c.task]) for c in conversations[3:9]]
+    both = ManySources((MemorySource(reversed_tasks), Here(conversations[:5]), MemorySource([])), "both")
+    with pytest.raises(UserError, match="memory: the data set is empty"):
+        load_index(both, preparer)
+    both = ManySources(both.parts[:2], "both")
+    index = load_index(both, preparer)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert index.tasks == ("a", "b", "z")
+    for number in range(11):
+        conversation = [*reversed_tasks, *conversations[:5]][number]
+        assert both[number] == conversation
+        assert index.tasks[index.task_ids[number]] == conversation.task
+        assert (*index.sizes[number], index.least[number]) == preparer.measure(conversation)
 
 
 def test_an_empty_source_is_refused(preparer):

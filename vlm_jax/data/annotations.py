@@ -13,6 +13,7 @@ every such record is an error that names its line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -79,8 +80,12 @@ class AnnotationSource:
     def fingerprint(self) -> str:
         """Digest of what the records' sizes depend on, except for the images' files, of which there may be millions."""
         file = self.lines.path.stat()
-        parts = [self.task, file.st_size, file.st_mtime_ns, self.count, os.path.realpath(self.root), self.max_tiles]
+        parts = [self.task, file.st_size, file.st_mtime_ns, self.count, self._real_root, self.max_tiles]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
 
     def _read(self, index: int, header: bool) -> Conversation:
         if not 0 <= index < self.count:
@@ -101,10 +106,9 @@ class AnnotationSource:
         """The bytes of an image file, or enough of them to read its size."""
         if "://" in name:
             _bad(place, "outside", "image", f"{name} is an address, not a file; copy the files into a folder first")
-        root = os.path.realpath(self.root)
         try:
-            path = os.path.realpath(os.path.join(root, name))
-            if os.path.commonpath([root, path]) != root:
+            path = os.path.realpath(os.path.join(self._real_root, name))
+            if os.path.commonpath([self._real_root, path]) != self._real_root:
                 _bad(place, "outside", "image", f"{name} lies outside of the source's root {self.root}")
             if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
                 _bad(place, "missing", "image", f"{path} is not a file")

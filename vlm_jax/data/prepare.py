@@ -238,10 +238,9 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
     Adjoining spans of one kind are tokenised together, so that a prompt's ids equal the reference's; the border of an
     answer is always a border of tokens, as it is in generation.
     """
-    ids: list[int] = []
-    supervised: list[bool] = []
-    visual: list[int] = []
-    branches: list[int] = []
+    ids: list[Sequence[int] | np.ndarray] = []
+    visual: list[np.ndarray] = []
+    kinds: list[tuple[bool, int]] = []
     pieces: list[tuple[str, bool]] = []
     seen = 0
     before = shared = Border.START
@@ -252,23 +251,26 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
             before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
             before = Border.TOKEN
-            ids += [tokenizer.image_id] * span.placeholders
-            supervised += [False] * span.placeholders
-            visual += range(seen, seen + span.placeholders)
-            branches += [span.branch] * span.placeholders
+            ids.append(np.full(span.placeholders, tokenizer.image_id, np.int32))
+            visual.append(np.arange(seen, seen + span.placeholders, dtype=np.int32))
+            kinds.append((False, span.branch))
             seen += span.placeholders
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
         if following is None or following.image is not None or _kind(following) != _kind(span):
             new, before = tokenizer.encode_behind(before, pieces)
-            ids += new
-            supervised += [span.supervised] * len(new)
-            visual += [-1] * len(new)
-            branches += [span.branch] * len(new)
+            ids.append(new)
+            visual.append(np.full(len(new), -1, np.int32))
+            kinds.append(_kind(span))
             pieces = []
+    lengths = [len(part) for part in ids]
+    supervised, branches = zip(*kinds, strict=True)
     return _Tokens(
-        np.array(ids, np.int32), np.array(supervised, bool), np.array(visual, np.int32), np.array(branches, np.int32)
+        np.concatenate([np.asarray(part, np.int32) for part in ids]),
+        np.repeat(np.array(supervised, bool), lengths),
+        np.concatenate(visual),
+        np.repeat(np.array(branches, np.int32), lengths),
     )
 
 
