@@ -19,9 +19,8 @@ from safetensors import SafetensorError
 from vlm_jax import checkpoints, globs
 from vlm_jax.config import build
 from vlm_jax.convert import internvl_chat, internvl_hf, table
-from vlm_jax.convert.fields import CONFIG, IMAGES
+from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
-from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig, init_params
@@ -82,7 +81,7 @@ def write_folder(
     tensors = ((key, tensor.astype(DTYPES[dtype])) for key, tensor in table.write(plan, _OnHost(flat)))
     with _aside(folder) as aside:
         write_weights(aside, tensors, sizes, shard_bytes)
-        tokenizer.save(aside, TEMPLATES[system.template])
+        tokenizer.save(aside, system.chat_template)
         _write_json(aside / CONFIG, config)
         _write_json(
             aside / "generation_config.json",
@@ -105,7 +104,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], System, Tokenizer]:
     folder = Path(folder)
     config = _read_json(folder / CONFIG)
     layout = _layout_of(config, folder)
-    system = layout.read_config(config, _read_json(folder / IMAGES), where=str(folder / CONFIG))
+    system = layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
     tokenizer = Tokenizer.load(folder)
     return read_params(folder, system.model), system, tokenizer
 
@@ -196,7 +195,7 @@ class _OnHost(Mapping[str, np.ndarray]):
 
 
 def _token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
-    stop_id = tokenizer.token_id(TEMPLATES[system.template].stop)
+    stop_id = tokenizer.token_id(system.chat_template.stop)
     try:
         pad_id = tokenizer.token_id("<|endoftext|>")
     except UserError:  # no padding token of its own: any id serves, because padding is masked

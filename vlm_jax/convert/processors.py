@@ -1,0 +1,121 @@
+"""Settings of the image, video and joint processor of `transformers`: written for all its versions, read from all.
+
+Up to 4.57 `save_pretrained` of a processor writes `preprocessor_config.json`, `video_preprocessor_config.json` and
+`processor_config.json`; from 5.0 on the first two are entries of the third. What is written here is the first form: all
+versions read it, and 4.52 does not find image settings in the second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_jax.convert.fields import IMAGES, Fields
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.errors import UserError
+from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
+from vlm_jax.system import System
+
+PROCESSOR, VIDEOS = "processor_config.json", "video_preprocessor_config.json"
+
+_NESTED = "image_processor"
+_BICUBIC = 3
+
+
+def processor_files(system: System) -> dict[str, dict[str, Any]]:
+    """{file: settings}; every value is written, because the classes' defaults are other models'."""
+    size = {"height": system.layout.tile_size, "width": system.layout.tile_size}
+    common = {
+        "processor_class": "InternVLProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+    tiling = {
+        "crop_to_patches": True,
+        "min_patches": system.layout.min_tiles,
+        "max_patches": system.layout.max_tiles,
+    }
+    return {
+        IMAGES: {"image_processor_type": "GotOcr2ImageProcessorFast", **common, **tiling},
+        VIDEOS: {"video_processor_type": "InternVLVideoProcessor", **common},
+        PROCESSOR: {
+            "processor_class": "InternVLProcessor",
+            "image_seq_length": system.model.tokens_per_tile,
+        },
+    }
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the image processor: those inside `processor_config.json`, or else `preprocessor_config.json`.
+
+    `transformers` looks in the same order.
+
+    Raises:
+      UserError: there are none, or a file is not JSON.
+    """
+    nested = _read(folder / PROCESSOR).get(_NESTED)
+    settings = nested if isinstance(nested, Mapping) else _read(folder / IMAGES)
+    if not settings:
+        raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
+    return dict(settings)
+
+
+def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> ClosestAspect:
+    """The layout that the settings of an image processor describe.
+
+    Args:
+      settings: what `read_settings` found; what is missing counts as InternVL's.
+      tile_size: side of the vision encoder's images.
+      where: what to call the settings in errors.
+
+    Raises:
+      UserError: naming every setting by which pixels would come out otherwise than they do here.
+    """
+    fields = Fields(settings, where)
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        fields.need(name, True, True)
+    fields.need("do_center_crop", False, False)
+    fields.need("do_pad", False, False)
+    fields.need("resample", _BICUBIC, _BICUBIC)
+    size = {"height": tile_size, "width": tile_size}
+    fields.need("size", size, size)
+    for name, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD), ("rescale_factor", 1 / 255)):
+        if not _equal(fields.get(name, ours), ours):
+            fields.wrong(name, f"must be {ours!r}, is {fields.get(name)!r}")
+    fields.finish()
+    tiled = fields.get("crop_to_patches", True)
+    return ClosestAspect(
+        tile_size=tile_size,
+        min_tiles=fields.get("min_patches", 1) if tiled else 1,
+        max_tiles=fields.get("max_patches", 12) if tiled else 1,
+    )
+
+
+def _equal(found: Any, ours: Any) -> bool:
+    """Whether numbers, or sequences of them, are equal up to the digits that files are written with."""
+    found, ours = (list(x) if isinstance(x, list | tuple) else [x] for x in (found, ours))
+    return len(found) == len(ours) and all(
+        isinstance(a, int | float) and abs(a - b) < 1e-7 for a, b in zip(found, ours, strict=True)
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read it: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping")
+    return content
