@@ -87,5 +87,5 @@ def write_random(folder: Path, size: str, tokenizer, dtype: str = "bfloat16", **
 
     sizes = {key: math.prod(stored.shape) * DTYPES[dtype].itemsize for key, stored in plan.items()}
     write_weights(folder, tensors(), sizes)
-    tokenizer.save(folder, described.template)
+    tokenizer.save(folder, described.chat_template)
     (folder / CONFIG).write_text(json.dumps(content))

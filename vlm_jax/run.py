@@ -20,7 +20,7 @@ import jax
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import Opened, write_folder
-from vlm_jax.data.templates import TEMPLATES, render
+from vlm_jax.data.templates import render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.benchmarks import Benchmark, pocket
@@ -101,7 +101,7 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened |
         tokenizer = start.tokenizer if start else Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save(aside, TEMPLATES[recipe.system.template])
+        tokenizer.save(aside, recipe.system.chat_template)
         aside.rename(workdir.tokenizer)  # whole, or not there
     rows = recipe.system.model.decoder.vocab_size
     if tokenizer.vocab_size > rows:
@@ -113,7 +113,7 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened |
 
 def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
     """Text as the model will see it, system prompt and role names included, of records evenly spread over the data."""
-    template = TEMPLATES[recipe.system.template]
+    template = recipe.system.chat_template
     for i in range(0, len(splits.train), len(splits.train) // TOKENIZER_RECORDS + 1):
         conversation = splits.train[i]
         tiles = [1] * len(conversation.images)

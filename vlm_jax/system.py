@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlm_jax.config import config_class
 from vlm_jax.data.prepare import LossReduction, Preparer
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.templates import TEMPLATES, Template
 from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, share
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -24,11 +24,14 @@ class System:
       model: vision encoder, connector and decoder.
       layout: how an image becomes tiles.
       template: name of the chat template (`vlm_jax.data.templates.TEMPLATES`).
+      system_prompt: what the model is told first, where that is not the chat template's own text: releases that share
+        a prompt format were trained with different ones.
     """
 
     model: VLMConfig
     layout: ClosestAspect
     template: str = "internvl2"
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         vision = self.model.vision
@@ -39,6 +42,12 @@ class System:
             )
         if self.template not in TEMPLATES:
             raise UserError(f"config.system.template: no template '{self.template}'; there are {', '.join(TEMPLATES)}")
+
+    @property
+    def chat_template(self) -> Template:
+        """The prompt format, with this system's own text."""
+        template = TEMPLATES[self.template]
+        return template if self.system_prompt is None else dataclasses.replace(template, system=self.system_prompt)
 
     def grid(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """Tiles across and down (no thumbnail) of a picture of so many pixels, one of `images` of its conversation."""
@@ -59,7 +68,7 @@ class System:
         layout = self.layout if max_tiles is None else dataclasses.replace(self.layout, max_tiles=max_tiles)
         return Preparer(
             tokenizer=tokenizer,
-            template=TEMPLATES[self.template],
+            template=self.chat_template,
             layout=layout,
             patch_size=self.model.vision.patch_size,
             tokens_per_tile=self.model.tokens_per_tile,

@@ -13,10 +13,9 @@ import numpy as np
 
 from vlm_jax import globs
 from vlm_jax.convert import internvl_chat, internvl_hf, table
-from vlm_jax.convert.fields import CONFIG, IMAGES
+from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
-from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
@@ -102,7 +101,7 @@ def write_folder(
                 progress()
 
         write_weights(aside, tensors(), sizes, shard_bytes)
-        tokenizer.save(aside, TEMPLATES[system.template])
+        tokenizer.save(aside, system.chat_template)
         write_json(aside / CONFIG, config)
         generation = {"do_sample": False, "eos_token_id": ids["stop_id"], "pad_token_id": ids["pad_id"]}
         write_json(aside / "generation_config.json", generation)
@@ -120,7 +119,7 @@ def open_folder(folder: str | Path) -> Opened:
     folder = Path(folder)
     config = _read_config(folder)
     layout = _layout_of(config, folder)
-    system = layout.read_config(config, read_json(folder / IMAGES), where=str(folder / CONFIG))
+    system = layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
     return Opened(open_params(folder, system.model), system, Tokenizer.load(folder))
 
 
@@ -177,7 +176,7 @@ def _layout_of(config: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
-    stop_id = tokenizer.token_id(TEMPLATES[system.template].stop)
+    stop_id = tokenizer.token_id(system.chat_template.stop)
     try:
         pad_id = tokenizer.token_id("<|endoftext|>")
     except UserError:  # no padding token of its own: any id serves, because padding is masked

@@ -7,12 +7,15 @@ run nor written: a folder in this layout is for those who have it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.convert.internvit import CONNECTOR, VISION, check_imagenet, read_vision, write_images, write_vision
+from vlm_jax.convert.prompts import read_prompt, read_release, write_prompt
 from vlm_jax.convert.table import Rule, prefixed
+from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
@@ -49,18 +52,31 @@ def family_of(config: Mapping[str, Any], where: str) -> DecoderFamily:
     return family_named(FAMILIES, "architecture", (config.get("architectures") or [None])[0], where)
 
 
-def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str = "config.json") -> System:
+def read_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes the system besides `config.json`: the prompt format's text as of this release.
+
+    InternVL's code prepares images as `config.json` says; it does not read its folders' `preprocessor_config.json`.
+
+    Raises:
+      UserError: `conversation.py` has another prompt format, or none, of the name that the config gives.
+    """
+    name = config.get("template")
+    if name not in _TEMPLATES:
+        return {}  # `read_config` says so
+    return {"system_message": read_release(folder, name, TEMPLATES[_TEMPLATES[name]])}
+
+
+def read_config(config: Mapping[str, Any], beside: Mapping[str, Any], where: str = "config.json") -> System:
     """The system that `config.json` describes.
 
     Args:
-      config: contents of `config.json`.
-      images: not used: InternVL's code has its own image processing, which the config describes.
+      config: contents of `config.json`. Its `system_message`, where there is one, comes before that of the release.
+      beside: what `read_beside` found.
       where: what to call the file in errors.
 
     Raises:
       UserError: naming every field with a value that this code does not have, or that is missing.
     """
-    del images
     fields = Fields(config, where)
     vision_fields, text_fields = fields.part("vision_config"), fields.part("llm_config")
     family = family_of(config["llm_config"], f"{where}: llm_config")
@@ -86,8 +102,9 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
         max_tiles=fields.get("max_dynamic_patch", 6) if tiled else 1,
         thumbnail=fields.get("use_thumbnail", False),
     )
+    prompt = read_prompt(fields, template, beside.get("system_message"))
     fields.finish()
-    return System(model=model, layout=layout, template=template)
+    return System(model=model, layout=layout, template=template, system_prompt=prompt)
 
 
 def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
@@ -132,6 +149,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
         "pad2square": False,
         "ps_version": "v2",
         "select_layer": -1,
+        **write_prompt(system),
         "template": {ours: theirs for theirs, ours in _TEMPLATES.items()}[system.template],
         "tie_word_embeddings": decoder.tie_embeddings,
         "use_backbone_lora": 0,

@@ -16,14 +16,17 @@ from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, f
 from vlm_jax.convert.fields import IMAGES, Fields, activation_name
 from vlm_jax.convert.images import read_statistics
 from vlm_jax.convert.internvit import not_internvit, read_vision
+from vlm_jax.convert.processors import processor_files, read_layout, read_settings
+from vlm_jax.convert.prompts import read_prompt, write_prompt
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
 from vlm_jax.convert.vision_family import VisionFamily
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
+
+__all__ = ["MODEL_TYPE", "processor_files", "read_beside", "read_config", "rename", "rules", "write_config"]
 
 ARCHITECTURE, MODEL_TYPE = "InternVLForConditionalGeneration", "internvl"
 TEMPLATE_OF_RELEASES = "internvl2_5"
@@ -81,8 +84,8 @@ def rename(key: str) -> str:
 def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
     """`config.json` of a system.
 
-    Besides what `transformers` reads, it holds two entries that only we read: `template` and the vision encoder's
-    `drop_path_rate` (named as in InternVL's original config), so that a folder says all of its `System`.
+    Besides what `transformers` reads, it holds entries that only we read: `template`, `system_message` and the vision
+    encoder's `drop_path_rate` (named as in InternVL's original config), so that a folder says all of its `System`.
 
     Args:
       system: what to describe.
@@ -108,6 +111,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": decoder.tie_embeddings,
         "template": system.template,
+        **write_prompt(system),
         "vision_config": {
             "model_type": "internvl_vision",
             "hidden_size": vision.width,
@@ -156,12 +160,18 @@ def _check_expressible(system: System) -> DecoderFamily:
     return family
 
 
+def read_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes the system besides `config.json`: settings of the image processor (errors as `read_settings`)."""
+    del config
+    return read_settings(folder)
+
+
 def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str = "config.json") -> System:
     """The system that `config.json` and the image processor's settings describe; sizes come from there alone.
 
     Args:
       config: contents of `config.json`, in the style of `transformers` 4.52 to 5.x.
-      images: settings of the image processor (`preprocessor_config.json`).
+      images: settings of the image processor, as `read_beside` finds them.
       where: what to call the file in errors.
 
     Raises:
@@ -173,21 +183,19 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     fields.need("projector_hidden_act", "gelu", "gelu")
     fields.need("vision_feature_layer", -1, -1)
     fields.need("vision_feature_select_strategy", "default", "default")
-    vision = dataclasses.replace(_read_encoder(encoder), **read_statistics(images, str(Path(where).with_name(IMAGES))))
+    beside = str(Path(where).with_name(IMAGES))
+    vision = dataclasses.replace(_read_encoder(encoder), **read_statistics(images, beside))
     model = VLMConfig(
         vision=vision,
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
         # The whole model's entry decides; where a folder leaves it out, the decoder's own does.
         decoder=family.read(text, tied=config.get("tie_word_embeddings")),
     )
-    crop = images.get("crop_to_patches", True)
-    layout = ClosestAspect(
-        tile_size=model.vision.image_size,
-        min_tiles=images.get("min_patches", 1) if crop else 1,
-        max_tiles=images.get("max_patches", 12) if crop else 1,
-    )
+    template = fields.get("template", TEMPLATE_OF_RELEASES)
+    prompt = read_prompt(fields, template)
     fields.finish()
-    return System(model=model, layout=layout, template=config.get("template", TEMPLATE_OF_RELEASES))
+    layout = read_layout(images, model.vision.image_size, beside)
+    return System(model=model, layout=layout, template=template, system_prompt=prompt)
 
 
 def _read_encoder(fields: Fields) -> VisionConfig:
@@ -208,36 +216,3 @@ INTERNVL_VISION = VisionFamily(
     },
 )  # fmt: skip
 """The encoder saved alone (`InternVLVisionModel.save_pretrained`)."""
-
-
-def processor_files(system: System) -> dict[str, dict[str, Any]]:
-    """Image and video processor settings; every value is written, because the classes' defaults are other models'.
-
-    Three files as on the hub: `transformers` 4.52 to 5.x all read them in this form.
-    """
-    size = {"height": system.layout.tile_size, "width": system.layout.tile_size}
-    common = {
-        "processor_class": "InternVLProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": size,
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(system.model.vision.mean),
-        "image_std": list(system.model.vision.std),
-    }
-    tiling = {
-        "crop_to_patches": True,
-        "min_patches": system.layout.min_tiles,
-        "max_patches": system.layout.max_tiles,
-    }
-    return {
-        IMAGES: {"image_processor_type": "GotOcr2ImageProcessorFast", **common, **tiling},
-        "video_preprocessor_config.json": {"video_processor_type": "InternVLVideoProcessor", **common},
-        "processor_config.json": {
-            "processor_class": "InternVLProcessor",
-            "image_seq_length": system.model.tokens_per_tile,
-        },
-    }

@@ -13,7 +13,6 @@ from vlm_jax import checkpoints
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.folders import DTYPES, Opened, open_folder, select_parts
-from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, write_json
@@ -63,7 +62,7 @@ def write_workdir(
         chosen = select_parts(params, system.model, str(folder))
         arrays = jax.tree.map(lambda leaf: np.asarray(leaf).astype(DTYPES[dtype], copy=False), chosen)
         checkpoints.write_params(aside / CHECKPOINTS, 0, arrays)
-        tokenizer.save(aside / TOKENIZER, TEMPLATES[system.template])
+        tokenizer.save(aside / TOKENIZER, system.chat_template)
         write_json(aside / CONFIG, {"system": to_plain(system)})
 
 

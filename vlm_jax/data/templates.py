@@ -97,7 +97,7 @@ def render(
     _check_roles(dialogue, open_turn)
     texts = _place_marks(dialogue, len(tiles_per_image))
 
-    spans = [Span(template.begin + template.prefixes["system"], control=True), Span(_strip(system, template))]
+    spans = [Span(template.begin + template.prefixes["system"], control=True), Span(system)]
     spans += _close(template)
     texts = [_strip(text, template) for text in texts]
     placeholders = enumerate(tiles * tokens_per_tile for tiles in tiles_per_image)
@@ -146,11 +146,23 @@ def _branches(
     return spans
 
 
+def frame_marks(frames: int, training: bool = False) -> str:
+    r"""The text that stands for a video of so many frames: a line with a mark for each, `Frame1: <image>\nFrame2: ...`.
+
+    It ends without a newline. InternVL's trainer writes `Frame-1: <image>` (`video_get_item` in
+    `internvl/train/internvl_chat_finetune.py`); its paper and model cards, and the processor of `transformers`, ask
+    with `Frame1: <image>`. A frame is one tile: prepare it with a `max_tiles` of 1.
+    """
+    dash = "-" if training else ""
+    return "\n".join(f"Frame{dash}{number}: {IMAGE}" for number in range(1, frames + 1))
+
+
 def to_jinja(template: Template) -> str:
     r"""The same format as a `chat_template.jinja` for `transformers`.
 
-    Message contents are strings with `<image>` marks or lists of `{"type": "image"}` and `{"type": "text"}` parts; an
-    image part renders as the context token and a newline, which the processor expands to `<img>...</img>`.
+    Message contents are strings with `<image>` marks or lists of `{"type": "image"}`, `{"type": "video"}` and
+    `{"type": "text"}` parts; an image part renders as the context token and a newline, which the processor expands to
+    `<img>...</img>`. Where messages are stripped, a list is stripped as a whole, because `render` sees it as one text.
     """
     trim = " | trim" if template.strip else ""
     close = _quote(template.stop + template.after_stop)
@@ -163,21 +175,23 @@ def to_jinja(template: Template) -> str:
         "{%- for message in messages %}"
         f"{{{{- {{'system': {prefixes['system']}, 'user': {prefixes['user']}, "
         f"'assistant': {prefixes['assistant']}}}[message['role']] }}}}"
+        "{%- set text %}"
         "{%- if message['content'] is string %}"
         "{%- if message['role'] == 'user' %}"
-        f"{{{{- (message['content'] | replace('{IMAGE}', '{IMAGE_CONTEXT}')){trim} }}}}"
+        f"{{{{- message['content'] | replace('{IMAGE}', '{IMAGE_CONTEXT}') }}}}"
         "{%- else %}"
-        f"{{{{- message['content']{trim} }}}}"
+        "{{- message['content'] }}"
         "{%- endif %}"
         "{%- else %}"
         "{%- for part in message['content'] %}"
         f"{{%- if part['type'] == 'image' %}}{{{{- '{IMAGE_CONTEXT}\\n' }}}}"
         "{%- elif part['type'] == 'video' %}{{- '<video>\\n' }}"
-        f"{{%- elif part['type'] == 'text' %}}{{{{- part['text']{trim} }}}}"
+        "{%- elif part['type'] == 'text' %}{{- part['text'] }}"
         "{%- endif %}"
         "{%- endfor %}"
         "{%- endif %}"
-        f"{{{{- {close} }}}}"
+        "{%- endset %}"
+        f"{{{{- text{trim} + {close} }}}}"
         "{%- endfor %}"
         f"{{%- if add_generation_prompt %}}{{{{- {prefixes['assistant']} }}}}{{%- endif %}}"
     )
@@ -185,7 +199,7 @@ def to_jinja(template: Template) -> str:
 
 def _split_system(turns: Sequence[Turn], template: Template) -> tuple[str, Sequence[Turn]]:
     if turns and turns[0].role == "system":
-        return turns[0].text, turns[1:]
+        return _strip(turns[0].text, template), turns[1:]
     return template.system, turns
 
 

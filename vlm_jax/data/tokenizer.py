@@ -133,6 +133,8 @@ class Tokenizer:
             **self._config,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            # Else `transformers` before 5.0 adds `token_type_ids`, which `generate` refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
             "extra_special_tokens": named,
         }
         (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")

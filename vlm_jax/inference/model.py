@@ -22,7 +22,6 @@ from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.images import decode_image, to_rgb
 from vlm_jax.data.packing import pack_row
 from vlm_jax.data.prepare import Example
-from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import patchify
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -80,7 +79,7 @@ class Model:
         parts = select_parts(params, system.model, "model")
         self.params = jax.tree.map(partial(_hold, self.compute.dtype), parts)
         self._network = VLM(system.model, self.compute)
-        self._stop_id = tokenizer.token_id(TEMPLATES[system.template].stop)
+        self._stop_id = tokenizer.token_id(system.chat_template.stop)
 
     def generate(
         self,

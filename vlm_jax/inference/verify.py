@@ -15,15 +15,14 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from vlm_jax.batch import Batch
-from vlm_jax.convert.folders import open_folder
+from vlm_jax.convert.folders import Opened, open_folder
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import unpatchify
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
+from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLM
 
 TOLERANCE = 1e-3
@@ -75,11 +74,12 @@ def verify(folder: Path, max_new_tokens: int = 64, prompts: Sequence[Conversatio
       UserError: PyTorch or `transformers` is not installed.
     """
     _torch()
-    batch, logits, answers = _ours(folder, max_new_tokens, prompts or default_prompts())
+    opened = open_folder(folder)
+    batch, logits, answers = _ours(opened, max_new_tokens, prompts or default_prompts())
     reference = _Reference(folder)
     results = [
         _compare(logits[row, : len(inputs["input_ids"][0])], answers[row], *reference(inputs, max_new_tokens))
-        for row, inputs in enumerate(torch_rows(batch))
+        for row, inputs in enumerate(torch_rows(batch, opened.system.model.vision))
     ]
     gaps = [result.gap for result in results if result.gap is not None]
     return Agreement(
@@ -103,7 +103,7 @@ def default_prompts() -> list[Conversation]:
     ]
 
 
-def torch_rows(batch: Batch) -> Iterator[dict[str, Any]]:
+def torch_rows(batch: Batch, vision: VisionConfig) -> Iterator[dict[str, Any]]:
     """Row by row what `transformers` wants in place of a `Batch`.
 
     It scales rotary frequencies by the longest row of a batch, so that only rows on their own are exact.
@@ -121,18 +121,17 @@ def torch_rows(batch: Batch) -> Iterator[dict[str, Any]]:
             tiles = unpatchify(
                 np.asarray(batch.patches[row])[used[row]], tuple(batch.tile_grid[row][used[row]][0]), side
             )
-            pixels = (tiles / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+            pixels = (tiles / 255 - np.array(vision.mean)) / np.array(vision.std)
             inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
         yield inputs
 
 
 def _ours(
-    folder: Path, max_new_tokens: int, prompts: Sequence[Conversation]
+    opened: Opened, max_new_tokens: int, prompts: Sequence[Conversation]
 ) -> tuple[Batch, np.ndarray, list[list[int]]]:
-    opened = open_folder(folder)
     model = Model(opened.system, opened.params, opened.tokenizer, Compute(dtype="float32"))
     batch = model.batch(prompts, max_tiles=2)
-    stop = opened.tokenizer.token_id(TEMPLATES[opened.system.template].stop)
+    stop = opened.tokenizer.token_id(opened.system.chat_template.stop)
     limits = np.full(len(prompts), max_new_tokens)
     answers = generate(VLM(opened.system.model, model.compute), model.params, batch, limits, stop)
     return batch, np.asarray(model.logits(batch)), answers

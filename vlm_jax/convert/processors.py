@@ -1,0 +1,96 @@
+"""Settings of the image, video and joint processor of `transformers`: written for all its versions, read from all.
+
+Up to 4.57 `save_pretrained` of a processor writes `preprocessor_config.json`, `video_preprocessor_config.json` and
+`processor_config.json`; from 5.0 on the first two are entries of the third. What is written here is the first form: all
+versions read it, and 4.52 does not find image settings in the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_jax.convert.fields import IMAGES, Fields
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.errors import UserError
+from vlm_jax.files import read_json
+from vlm_jax.system import System
+
+PROCESSOR, VIDEOS = "processor_config.json", "video_preprocessor_config.json"
+
+_NESTED = "image_processor"
+_BICUBIC = 3
+
+
+def processor_files(system: System) -> dict[str, dict[str, Any]]:
+    """{file: settings}; every value is written, because the classes' defaults are other models'."""
+    size = {"height": system.layout.tile_size, "width": system.layout.tile_size}
+    common = {
+        "processor_class": "InternVLProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(system.model.vision.mean),
+        "image_std": list(system.model.vision.std),
+    }
+    tiling = {
+        "crop_to_patches": True,
+        "min_patches": system.layout.min_tiles,
+        "max_patches": system.layout.max_tiles,
+    }
+    return {
+        IMAGES: {"image_processor_type": "GotOcr2ImageProcessorFast", **common, **tiling},
+        VIDEOS: {"video_processor_type": "InternVLVideoProcessor", **common},
+        PROCESSOR: {
+            "processor_class": "InternVLProcessor",
+            "image_seq_length": system.model.tokens_per_tile,
+        },
+    }
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the image processor: those inside `processor_config.json`, or else `preprocessor_config.json`.
+
+    `transformers` looks in the same order.
+
+    Raises:
+      UserError: there are none, or a file is not JSON.
+    """
+    files = {name: read_json(folder / name) for name in (PROCESSOR, IMAGES) if (folder / name).is_file()}
+    nested = files.get(PROCESSOR, {}).get(_NESTED)
+    settings = nested if isinstance(nested, Mapping) else files.get(IMAGES)
+    if not settings:
+        raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
+    return dict(settings)
+
+
+def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> ClosestAspect:
+    """The layout that the settings of an image processor describe.
+
+    Args:
+      settings: what `read_settings` found; what is missing counts as InternVL's.
+      tile_size: side of the vision encoder's images.
+      where: what to call the settings in errors.
+
+    Raises:
+      UserError: naming every setting by which tiles would come out otherwise than they do here.
+    """
+    fields = Fields(settings, where)
+    fields.need("do_resize", True, True)
+    fields.need("do_center_crop", False, False)
+    fields.need("do_pad", False, False)
+    fields.need("resample", _BICUBIC, _BICUBIC)
+    size = {"height": tile_size, "width": tile_size}
+    fields.need("size", size, size)
+    fields.finish()
+    tiled = fields.get("crop_to_patches", True)
+    return ClosestAspect(
+        tile_size=tile_size,
+        min_tiles=fields.get("min_patches", 1) if tiled else 1,
+        max_tiles=fields.get("max_patches", 12) if tiled else 1,
+    )
