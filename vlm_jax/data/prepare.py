@@ -188,7 +188,6 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
                 shared = before
             before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
-            before = Border.TOKEN
             ids += [tokenizer.image_id] * span.placeholders
             supervised += [False] * span.placeholders
             visual += range(seen, seen + span.placeholders)
