@@ -13,7 +13,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from vlm_jax.data.conversation import Turn
 from vlm_jax.data.prepare import _tokenise
 from vlm_jax.data.templates import TEMPLATES, render
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
 TEXTS = [
@@ -132,6 +132,14 @@ def test_bytes_that_are_no_character(proto, tmp_path):
     assert tokenizer.decode([byte[value] for value in "中".encode() + b"\xe4"]) == "中�"
 
 
+def test_a_space_that_comes_as_a_byte_stays(proto, tmp_path):
+    model = proto("prefix-keep-none")
+    tokenizer, oracle = Tokenizer.load(write(tmp_path, model)), processor(model)
+    for pieces in (["<0x20>", "a"], ["▁", "<0x20>", "a"], ["▁", "▁", "a"], ["a"]):
+        ids = [oracle.piece_to_id(piece) for piece in pieces]
+        assert tokenizer.decode(ids) == oracle.decode(ids)
+
+
 @pytest.mark.parametrize("first", ["ab", "bc"])
 def test_of_equal_scores_the_leftmost_is_merged(proto, tmp_path, first):
     """As in InternLM2's file, in which two thousand pieces share their score with another."""
@@ -144,6 +152,15 @@ def test_of_equal_scores_the_leftmost_is_merged(proto, tmp_path, first):
     for text in ("abc", "abcbc", "bcab", "aaaaaaa", "aabcaa", "baaab", "cabcabc"):
         assert tokenizer.encode(text) == oracle.encode(text), text
     assert oracle.encode("abc", out_type=str) == ["ab", "c"]
+
+
+def test_symbols_of_one_character_never_merge(proto, tmp_path):
+    """As InternLM2's full-width letters."""
+    model = proto("plain-keep-none")
+    next(piece for piece in model.pieces if piece.piece == "哈").type = 4
+    assert "哈哈" in {piece.piece for piece in model.pieces}
+    tokenizer, oracle = Tokenizer.load(write(tmp_path, model)), processor(model)
+    assert tokenizer.encode("a 哈哈哈哈b") == oracle.encode("a 哈哈哈哈b")
 
 
 def internlm2(folder, proto):
@@ -236,6 +253,16 @@ def test_any_prompt(released, words):
     assert tokenizer.encode_pieces([(prompt, True)]) == reference(prompt)
 
 
+@pytest.mark.parametrize("border", ["\n", "img>", "<ref>"])
+def test_a_prompt_in_two_calls(released, border):
+    """The second call knows whether it goes on in a text, in which nothing is put before it."""
+    _, tokenizer, reference = released
+    for prompt in [prompt for prompt in PROMPTS if border in prompt]:
+        cut = prompt.index(border) + len(border)
+        first, before = tokenizer.encode_behind(Border.START, [(prompt[:cut], True)])
+        assert first + tokenizer.encode_behind(before, [(prompt[cut:], True)])[0] == reference(prompt), prompt
+
+
 def test_ids_are_those_of_the_folder(released):
     folder, tokenizer, _ = released
     listed = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
@@ -285,18 +312,14 @@ def test_a_prompt_in_several_calls(released):
 
 
 def test_branches_go_on_where_the_shared_part_ends(proto, tmp_path):
-    phi3(tmp_path, proto)
-    tokenizer = Tokenizer.load(tmp_path)
-    questions = [
-        Turn("user", "<image> Is it?"),
-        Turn("assistant", "Yes."),
-        Turn("user", "Row 2?"),
-        Turn("assistant", "3"),
-    ]
-    together = _tokenise(render(questions, TEMPLATES["phi3"], [1], 1, independent=True), tokenizer)
-    alone = [Turn("user", "<image> Row 2?"), Turn("assistant", "3")]
-    alone = _tokenise(render(alone, TEMPLATES["phi3"], [1], 1, independent=True), tokenizer)
-    assert together.ids[together.branches != 1].tolist() == alone.ids.tolist()
+    _, model, added = phi3(tmp_path, proto)
+    turns = [Turn("user", "<image>\nIs it?"), Turn("assistant", "Yes."), Turn("user", "Row 2?"), Turn("assistant", "3")]
+    spans = render(turns, TEMPLATES["phi3"], [1], 1, independent=True)
+    got = _tokenise(spans, Tokenizer.load(tmp_path))
+    for branch in (1, 2):
+        alone = "".join(span.text or "<IMG_CONTEXT>" for span in spans if span.branch in (0, branch))
+        seen = got.ids[(got.branches == 0) | (got.branches == branch)]
+        assert seen.tolist() == slow(model, added, legacy=False)(alone)
 
 
 @pytest.mark.torch

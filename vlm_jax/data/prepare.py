@@ -250,7 +250,6 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
                 shared = before
             before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
-            before = Border.TOKEN
             ids.append(np.full(span.placeholders, tokenizer.image_id, np.int32))
             visual.append(np.arange(seen, seen + span.placeholders, dtype=np.int32))
             kinds.append((False, span.branch))

@@ -198,8 +198,7 @@ def _merges(model: ModelProto) -> Iterator[Merge]:
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
     by_score = collections.defaultdict(list)
     for piece, score in scores.items():
-        # The longest left part first: runs of one character grow from the left.
-        for cut in range(len(piece) - 1, 0, -1):
+        for cut in range(1, len(piece)):
             if piece[:cut] in scores and piece[cut:] in scores:
                 by_score[score].append((piece[:cut], piece[cut:]))
     for score in sorted(by_score, reverse=True):
@@ -210,11 +209,11 @@ def _leftmost_first(merges: list[Merge]) -> list[Merge]:
     """Orders merges of equal score so that of two which overlap in a text the left one is done.
 
     (x, y) and (y, z) overlap in "xyz", where (x, y) is the left one. Runs of one unit, in which any two merges overlap
-    both ways round, keep the order they come in.
+    both ways round, have no such order.
     """
-    if len(merges) == 1 or len({left + right for left, right in merges}) == 1:
+    merges = sorted(merges, key=lambda merge: -len(merge[0]))  # runs of one character grow from the left
+    if len({left + right for left, right in merges}) == 1:
         return merges
-    merges = sorted(merges, key=lambda merge: -len(merge[0]))
     ending = collections.defaultdict(list)
     for merge in merges:
         ending[merge[1]].append(merge)
