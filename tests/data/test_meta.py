@@ -2,13 +2,16 @@ import json
 import os
 import pickle
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.meta_fixture import RECORDS, turns, write_lines, write_meta
 from vlm_jax.data.annotations import AnnotationSource, parse
-from vlm_jax.data.conversation import RecordError, Turn
+from vlm_jax.data.conversation import Reason, RecordError, Turn
 from vlm_jax.data.images import image_size
 from vlm_jax.data.index import load_index
 from vlm_jax.data.lines import Lines
@@ -264,6 +267,29 @@ def test_odd_records_that_are_good():
     assert parse(json.dumps({"image": ["a"], "conversations": turns("?", "!")}).encode(), "x").images == ("a",)
     system = parse(json.dumps({"conversations": turns("?", "!", system="<image>")}).encode(), "x")
     assert system.turns[0] == Turn("system", "<image>")
+
+
+_LEAF = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["human", "gpt", "<image>"])
+)
+_JSON = st.recursive(_LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+_TURN = st.fixed_dictionaries(
+    {}, optional={"from": st.sampled_from(["human", "gpt", "system"]) | _JSON, "value": _JSON}
+)
+_RECORD = st.fixed_dictionaries(
+    {}, optional={"image": _JSON, "video": _JSON, "conversations": st.lists(_TURN | _JSON, max_size=4) | _JSON}
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given((_RECORD | _JSON).map(json.dumps).map(str.encode) | st.binary())
+def test_whatever_a_line_holds_it_is_a_record_or_a_bad_one(line):
+    bad = None
+    try:
+        assert parse(line, "a.jsonl:1").turns[-1].role == "assistant"
+    except RecordError as error:
+        bad = error
+    assert bad is None or (str(bad).startswith("a.jsonl:1: ") and bad.reason in get_args(Reason))
 
 
 ENTRY = {"root": "images", "annotation": "a.jsonl"}
