@@ -9,6 +9,7 @@ from PIL import Image
 from vlm_jax import globs
 from vlm_jax.config import build
 from vlm_jax.convert.folders import parameter_shapes
+from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.tiling import unpatchify
 from vlm_jax.data.tokenizer import Tokenizer
@@ -72,6 +73,11 @@ def params():
 @functools.cache
 def model() -> Model:
     return Model(system(), params(), tokenizer())
+
+
+def lazy(arrays: dict) -> dict:
+    """{name: array} as if they lay in files."""
+    return {name: LazyArray(functools.partial(np.asarray, x), x.shape, x.dtype) for name, x in arrays.items()}
 
 
 def png(width: int, height: int, seed: int) -> bytes:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,7 +67,7 @@ class Checkpoints:
         Args:
           number: its name; larger is newer.
           params: nested dict of arrays.
-          optimizer: any pytree of arrays.
+          optimizer: any pytree of arrays; without any, nothing is written.
           meta: JSON values that say where the run stands.
           permanent: keep it whatever comes later (the end of a stage).
 
@@ -82,7 +82,8 @@ class Checkpoints:
             write_atomically(path / META, json.dumps({**meta, "format": FORMAT, "permanent": permanent}, indent=1))
             self._saver.save(path.absolute() / "params", args=ocp.args.PyTreeSave(dict(params)))
             leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
-            self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
+            if leaves:
+                self._optimizer_saver.save(path.absolute() / "optimizer", args=ocp.args.PyTreeSave(leaves))
         except Exception as error:  # noqa: BLE001  (sorted out, and raised again, in _failed)
             self._failed(path, error)
         # Its manifest is written as soon as the files are, not when the next save comes: a kill in between loses less.
@@ -185,12 +186,15 @@ def complete(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if _NUMBERED.fullmatch(name))
 
 
-def read_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_params(
+    folder: Path, step: int | None = None, parts: Sequence[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads parameters alone, as NumPy arrays on the host.
 
     Args:
       folder: a run's `checkpoints/`.
       step: number of the checkpoint; the newest when None.
+      parts: which of the outermost dicts to read; those that are there when None.
 
     Returns:
       The nested dict of parameters, and the checkpoint's meta.
@@ -206,10 +210,23 @@ def read_params(folder: Path, step: int | None = None) -> tuple[dict[str, Any], 
     path = Path(folder) / f"{numbers[-1] if step is None else step:08d}"
     verify(path)
     handler = ocp.PyTreeCheckpointer()
-    like = handler.metadata(path.absolute() / "params").item_metadata.tree
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    params = handler.restore(path.absolute() / "params", args=ocp.args.PyTreeRestore(restore_args=arguments))
+    stored = handler.metadata(path.absolute() / "params").item_metadata.tree
+    wanted = {part: tree for part, tree in stored.items() if parts is None or part in parts}
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+    params = handler.restore(path.absolute() / "params", args=args)
     return params, json.loads((path / META).read_text())
+
+
+def write_params(folder: Path, number: int, params: Mapping[str, Any]) -> None:
+    """Writes one checkpoint of parameters alone, which no training continues from.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(number, params, {}, {}, permanent=True)
+    checkpoints.close()
 
 
 def verify(path: Path) -> None:

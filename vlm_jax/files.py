@@ -1,10 +1,83 @@
-"""Writing files whole, and telling a full disk from other trouble."""
+"""Writing files and folders whole, telling a full disk from other trouble, and distrusting links."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from vlm_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place at the end, or vanishes if something fails.
+
+    Raises:
+      UserError: there is something at `folder` already and `overwrite` does not allow it; it cannot be written.
+    """
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already exists; choose another place or remove it")
+    aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    try:
+        for left in (aside, old):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_full_disk(error):
+            raise
+        raise UserError(f"{folder}: cannot write it: {'the disk is full' if is_full_disk(error) else error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people to read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Of a folder that somebody else made: a link in it could lead to any file of this machine.
+
+    Links of a hub's cache are followed: its `snapshots/<revision>/` links to `blobs/` beside `snapshots/`.
+
+    Raises:
+      UserError: naming the first link that leads elsewhere.
+    """
+    root = folder.resolve()
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in allowed):
+            raise UserError(f"{entry}: links to a file outside the folder, {entry.resolve()}")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ import jax
 
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
-from vlm_jax.convert.folders import write_folder
+from vlm_jax.convert.folders import Opened, write_folder
 from vlm_jax.data.templates import render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -29,10 +29,11 @@ from vlm_jax.evaluation.runner import EvaluationResult, evaluate
 from vlm_jax.files import is_full_disk
 from vlm_jax.inference.model import Model
 from vlm_jax.sharding import describe, make_mesh, use_cpu_devices
+from vlm_jax.start import open_start
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, say
-from vlm_jax.training.loop import Trained, initial_params, train
+from vlm_jax.training.loop import Trained, initial_params, train, with_steps
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
 
@@ -50,7 +51,9 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
     workdir = Workdir(folder)
     with workdir.locked(), Interrupt().installed() as interrupt:
         try:
-            return _run(recipe, workdir, workdir.open(recipe), interrupt)
+            use_cpu_devices(recipe.runtime.cpu_devices)
+            recipe, start = open_start(recipe, workdir)
+            return _run(recipe, start, workdir, workdir.open(recipe), interrupt)
         except KeyboardInterrupt:
             say(f"stopped; to continue, run the same command again: {shlex.join(_command())}")
             raise
@@ -64,38 +67,38 @@ def run(recipe: Recipe, folder: str | Path) -> dict[str, Any]:
             ) from error
 
 
-def _run(recipe: Recipe, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
+def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, interrupt: Interrupt) -> dict[str, Any]:
     if workdir.report.is_file():  # written last
         say(f"{workdir.root} is finished: open {workdir.root / 'report.html'}")
         return json.loads(workdir.report.read_text())
     clock = Clock()
-    use_cpu_devices(recipe.runtime.cpu_devices)
     mesh = make_mesh(recipe.runtime.mesh)
     device = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"{'continuing' if existed else 'starting'} {recipe.name} in {workdir.root} on {device}, jax {jax.__version__}")
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
-    tokenizer = _tokenizer(recipe, workdir, splits)
+    tokenizer = _tokenizer(recipe, workdir, splits, start)
+    recipe = with_steps(recipe, splits, tokenizer)
     benchmark = _benchmark(recipe, splits)
-    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt)
+    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, start.params if start else None)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
         params = jax.device_put(params, jax.local_devices()[0])
     model = Model(recipe.system, params, tokenizer)
     write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
-    result = _evaluate(recipe, model, benchmark, splits)
+    result = _evaluate(recipe, model, benchmark, splits) if benchmark else None
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)
     _summary(report, workdir)
     return report
 
 
-def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits) -> Tokenizer:
+def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened | None) -> Tokenizer:
     if workdir.tokenizer.is_dir():
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        tokenizer = Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
+        tokenizer = start.tokenizer if start else Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
         tokenizer.save(aside, recipe.system.chat_template)
@@ -119,9 +122,12 @@ def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
                 yield span.text
 
 
-def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark:
-    """What the model will be asked; made before it is trained, so that mistakes show."""
-    benchmark = pocket(getattr(splits, recipe.evaluation.split))
+def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark | None:
+    """What the model will be asked, if the data has such a split; made before it is trained, so that mistakes show."""
+    split = getattr(splits, recipe.evaluation.split)
+    if split is None:
+        return None
+    benchmark = pocket(split)
     return benchmark.limited(recipe.evaluation.limit) if recipe.evaluation.limit else benchmark
 
 
@@ -131,7 +137,7 @@ def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits
         return evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
             benchmark,
-            reference=[splits.validation[i] for i in range(len(splits.validation))],
+            reference=splits.validation,
             grid=recipe.system.grid,
             chunk_size=10 * settings.batch_size,
             progress=advance,
@@ -140,14 +146,14 @@ def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits
 
 
 def _report(
-    recipe: Recipe, trained: Trained, result: EvaluationResult, wall_seconds: float, device: str
+    recipe: Recipe, trained: Trained, result: EvaluationResult | None, wall_seconds: float, device: str
 ) -> dict[str, Any]:
     config = json.dumps(to_plain(recipe), sort_keys=True)
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {
         "wall_seconds": wall_seconds,
         "stages": trained.figures,
-        "tasks": result.report(),
+        "tasks": result.report() if result else {},
         "peak_memory_bytes": _peak_memory(recipe),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": device,
@@ -162,14 +168,17 @@ def _peak_memory(recipe: Recipe) -> int:
     return own + child * max(1, recipe.runtime.workers)
 
 
-def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult, report: dict[str, Any]) -> None:
-    split = getattr(splits, recipe.evaluation.split)
-    asked = {row["id"] for row in result.rows}
+def _write(
+    recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationResult | None, report: dict[str, Any]
+) -> None:
+    split = getattr(splits, recipe.evaluation.split) or ()
+    rows = result.rows if result else ()
+    asked = {row["id"] for row in rows}
     images = {c.id: c.images for c in (split[i] for i in range(len(split))) if c.id in asked}
     write_report(
         workdir.root,
         report,
-        result.rows,
+        rows,
         images,
         tiler=recipe.system.tiles,
         title=recipe.name,
@@ -179,7 +188,8 @@ def _write(recipe: Recipe, workdir: Workdir, splits: Splits, result: EvaluationR
 
 
 def _summary(report: dict[str, Any], workdir: Workdir) -> None:
-    say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
+    if report["tasks"]:
+        say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
     for name, task in report["tasks"].items():
         base = task["baselines"]
         say(f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}  {base['majority']:>8.1%}  {base['blank']:>6.1%}")

@@ -141,6 +141,26 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def place(params: Mapping[str, Any], mesh: Mesh, dtype: str | None = None) -> dict[str, Any]:
+    """Puts parameters on a mesh, one at a time; every host reads the parts that its devices hold.
+
+    Args:
+      params: nested dict of arrays, the same on all hosts: NumPy's, or anything with a shape and a dtype whose parts
+        `array[index]` reads.
+      mesh: their places follow from `PARAMETER_AXES`.
+      dtype: what to cast to; as they are when None.
+    """
+    places = globs.flatten(tree_shardings(params, mesh))
+
+    def put(path: str, array: Any) -> jax.Array:
+        wanted = np.dtype(dtype or array.dtype)
+        return jax.make_array_from_callback(
+            tuple(array.shape), places[path], lambda index: np.asarray(array[index]).astype(wanted, copy=False)
+        )
+
+    return globs.unflatten({path: put(path, array) for path, array in globs.flatten(params).items()})
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over data and fsdp together, every other dimension whole."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -11,8 +11,10 @@ from tests import tiny
 from vlm_jax import globs
 from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.config import build, to_plain
-from vlm_jax.convert.__main__ import main, summarise
-from vlm_jax.convert.folders import read_folder, read_workdir, write_folder
+from vlm_jax.convert.__main__ import main
+from vlm_jax.convert.folders import read_folder, write_folder
+from vlm_jax.convert.summary import summarise
+from vlm_jax.convert.workdirs import read_workdir
 from vlm_jax.errors import UserError
 from vlm_jax.system import System
 
@@ -148,7 +150,7 @@ def test_damaged_files_are_one_clear_error(copy, damage):
 def test_unknown_configs(copy):
     config = json.loads((copy / "config.json").read_text())
     original = json.dumps(config)
-    config["vision_config"]["hidden_act"] = "quick_gelu"
+    config["vision_config"]["hidden_act"] = "relu"
     config["vision_config"]["use_mean_pooling"] = False
     config["text_config"]["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
     (copy / "config.json").write_text(json.dumps(config))

@@ -16,7 +16,7 @@ from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.index import load_index
 from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.pipeline import START, Batches, Position, batches
-from vlm_jax.data.sources import MemorySource
+from vlm_jax.data.sources import ManySources, MemorySource
 from vlm_jax.errors import UserError
 
 CONFIG = MixtureConfig(rows=3, tokens=400, tiles=12, window=24)
@@ -156,7 +156,7 @@ def test_epochs_without_records_are_passed_over(source, preparer):
         ({"weights": {"c": 1.0}}, "^weights: no task c in the data, there are a, b"),
         ({"weights": {"a": 0.0}}, "every weight is 0"),
         ({"tiles": 3}, "does not fit a row: .* tiles is 3"),
-        ({"tokens": 90}, "record r.* of memory does not fit a row"),
+        ({"tokens": 90}, "^record r.*: does not fit a row: .* tokens is 90 .* in memory"),
     ],
 )
 def test_mixtures_that_do_not_fit(source, preparer, change, message):
@@ -173,15 +173,79 @@ def test_records_of_tasks_left_out_may_be_larger_than_a_row(conversations, prepa
     tight = dataclasses.replace(preparer, max_tokens=CONFIG.tokens)
     source = MemorySource([*conversations, long])
     assert Batches(source, tight, dataclasses.replace(CONFIG, weights={"a": 1.0}), seed=5).count(0)
-    with pytest.raises(UserError, match="record z of memory does not fit a row"):
+    with pytest.raises(UserError, match=r"^record z: does not fit a row"):
         Batches(source, tight, CONFIG, seed=5)
+
+
+def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations, preparer):
+    config = dataclasses.replace(CONFIG, tokens=118, too_long="truncate")
+    source = MemorySource(conversations)
+    index = load_index(source, preparer)
+    assert 0 < (index.sizes[:, 0] > 118).sum() < 60
+    numbered = Batches(source, preparer, config, seed=5, index=index)
+    rows = [records for window in range(3) for records in numbered.rows(0, window)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(60))
+    seen = Counter()
+    for number in range(numbered.count(0)):
+        batch = numbered[number][1]
+        for row in range(3):
+            for segment in range(1, batch.segments[row].max() + 1):
+                here = batch.segments[row] == segment
+                assert batch.loss_weights[row][here].any()
+                seen[batch.tokens[row][here].tobytes()] += 1
+    assert seen == Counter(preparer(c).tokens[:118].tobytes() for c in conversations)
+    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: .* tokens is 118"):
+        Batches(source, preparer, dataclasses.replace(config, too_long="error"), seed=5, index=index)
+    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: \d+ tokens \(\d+ when it is cut\)"):
+        Batches(source, preparer, dataclasses.replace(config, tokens=80), seed=5, index=index)
+
+
+def test_what_is_drawn_is_a_function_of_the_place(conversations, preparer):
+    marked = [dataclasses.replace(c, augment=c.task == "a") for c in conversations]
+    weights = {"a": 2.0, "b": 1.0}
+    config = dataclasses.replace(CONFIG, weights=weights)
+    numbered = Batches(MemorySource(marked), preparer, config, seed=5)
+    count = numbered.count(0)
+    straight = [numbered[number] for number in range(count + 3)]
+    assert_equal(
+        take(4, MemorySource(marked), preparer, config, 5, straight[count - 2][0], workers=1), straight[count - 1 :]
+    )
+    plain = Batches(MemorySource(conversations), preparer, config, seed=5)
+
+    seen = {}  # bytes of a tile without losses -> with the losses of each of its turns
+    for number in range(count):
+        clean, drawn = plain[number][1], straight[number][1]
+        for name in clean._fields[:-1]:
+            assert name == "patches" or (getattr(clean, name) == getattr(drawn, name)).all()
+        for before, after in zip(clean.patches.reshape(-1, 4 * 588), drawn.patches.reshape(-1, 4 * 588), strict=True):
+            if before.any():
+                seen.setdefault(before.tobytes(), []).append(after.tobytes())
+    tiles = {task: set() for task in "ab"}
+    for conversation in conversations:
+        for tile in preparer(conversation).patches:
+            tiles[conversation.task].add(tile.tobytes())
+    assert seen.keys() == tiles["a"] | tiles["b"]
+    for tile, turns in seen.items():
+        if tile in tiles["a"]:
+            assert tile not in turns
+            assert len(turns) == 2
+        else:
+            assert turns == [tile]
+    # Of the two turns of a tile most differ: one quality in 26 is equal.
+    assert np.mean([turns[0] != turns[1] for tile, turns in seen.items() if tile in tiles["a"]]) > 0.8
+    alone = MemorySource([max(marked, key=lambda c: c.augment * preparer.measure(c).tiles)])
+    config = dataclasses.replace(CONFIG, rows=1)
+    numbered = [Batches(alone, preparer, config, seed, stage=stage) for seed, stage in ((5, 0), (5, 0), (6, 0), (5, 1))]
+    pixels = [batches[number][1].patches.tobytes() for batches in numbered for number in range(3)]  # three epochs each
+    assert pixels[:3] == pixels[3:6]
+    assert len(set(pixels)) == 9
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_damaged_behind_its_header_is_named(preparer, png, workers):
     record = Conversation((Turn("user", "?"), Turn("assistant", "!")), (png(30, 30)[:-400],), "r9", "a")
     iterator = batches(MemorySource([record]), preparer, CONFIG, 5, workers=workers)
-    with pytest.raises(UserError, match=r"^record r9, image 0: cannot read this image: .*truncated"):
+    with pytest.raises(UserError, match=r"^record r9: image 0: cannot read this image: .*truncated"):
         next(iterator)
 
 
@@ -257,7 +321,8 @@ def test_the_index_is_kept_beside_the_data(conversations, preparer, tmp_path, ca
     np.testing.assert_array_equal(first.sizes, again.sizes)
     np.testing.assert_array_equal(first.task_ids, again.task_ids)
     assert first.tasks == again.tasks == ("a", "b")
-    assert first.sizes[7].tolist() == list(preparer.measure(conversations[7]))
+    np.testing.assert_array_equal(first.least, again.least)
+    assert (*first.sizes[7], first.least[7]) == preparer.measure(conversations[7])
 
     load_index(source, dataclasses.replace(preparer, tokens_per_tile=3))
     assert Here.reads == 120
@@ -271,6 +336,25 @@ def test_the_index_is_kept_beside_the_data(conversations, preparer, tmp_path, ca
     Here.folder = tmp_path / "missing"
     load_index(source, preparer)
     assert "index of record sizes was not kept" in caplog.text
+
+
+def test_sources_behind_one_another_have_one_index(conversations, preparer, tmp_path):
+    class Here(Stored):
+        folder = tmp_path
+
+    reversed_tasks = [dataclasses.replace(c, task={"a": "z", "b": "b"}[c.task]) for c in conversations[3:9]]
+    both = ManySources((MemorySource(reversed_tasks), Here(conversations[:5]), MemorySource([])), "both")
+    with pytest.raises(UserError, match="memory: the data set is empty"):
+        load_index(both, preparer)
+    both = ManySources(both.parts[:2], "both")
+    index = load_index(both, preparer)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert index.tasks == ("a", "b", "z")
+    for number in range(11):
+        conversation = [*reversed_tasks, *conversations[:5]][number]
+        assert both[number] == conversation
+        assert index.tasks[index.task_ids[number]] == conversation.task
+        assert (*index.sizes[number], index.least[number]) == preparer.measure(conversation)
 
 
 def test_an_empty_source_is_refused(preparer):

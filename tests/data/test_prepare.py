@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.augment import reencode
+from vlm_jax.data.conversation import Conversation, RecordError, Turn
 from vlm_jax.data.images import decode_image
-from vlm_jax.data.tiling import ClosestAspect, cut_tiles, patchify
+from vlm_jax.data.tiling import ClosestAspect, cut_tiles, patchify, unpatchify
 from vlm_jax.errors import UserError
 
 
@@ -85,7 +86,98 @@ def test_tiles_need_not_be_shared(preparer, png):
 def test_measure_equals_the_example(preparer, conversations):
     for conversation in conversations[:12]:
         example = preparer(conversation)
-        assert preparer.measure(conversation) == (len(example.tokens), len(example.patches))
+        assert preparer.measure(conversation)[:2] == (len(example.tokens), len(example.patches))
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_a_long_conversation_is_cut_behind_its_images(preparer, conversation, reduction):
+    preparer = dataclasses.replace(preparer, loss_reduction=reduction, too_long="truncate")
+    whole, size = preparer(conversation), preparer.measure(conversation)
+    end = preparer.tokenizer.encode_pieces([("</img>", True)])[0]
+    assert size.least == np.flatnonzero(whole.tokens == end)[-1] + 1  # the second image stands behind an answer
+    for limit in range(size.least - 3, size.tokens + 2):
+        short = dataclasses.replace(preparer, max_tokens=limit)
+        if limit < size.least:
+            with pytest.raises(
+                RecordError, match=rf"^record z1: cannot be cut: the first {size.least} of its"
+            ) as caught:
+                short(conversation)
+            assert caught.value.reason == "too long"
+            continue
+        cut = short(conversation)
+        assert len(cut.tokens) == min(limit, size.tokens)
+        for name in ("tokens", "visual", "positions", "branches"):
+            np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name)[:limit], err_msg=name)
+        for name in ("patches", "tile_grid", "tile_image", "tile_slot"):
+            np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name), err_msg=name)
+        supervised = (whole.loss_weights > 0)[:limit]
+        weight = 1 if reduction == "token" else 1 / supervised.sum()
+        np.testing.assert_allclose(cut.loss_weights, supervised * weight, rtol=1e-6)
+
+
+def test_a_cut_leaves_something_to_learn(preparer, png):
+    preparer = dataclasses.replace(preparer, too_long="truncate")
+    for turns, images in (
+        ((Turn("user", "<image>\n" + "Why? " * 20), Turn("assistant", "17")), (png(28, 28),)),
+        ((Turn("user", "Why?"), Turn("assistant", "17")), ()),
+    ):
+        conversation = Conversation(turns, images, "x")
+        first = int(preparer(conversation).loss_weights.argmax()) + 1
+        assert preparer.measure(conversation).least == first
+        cut = dataclasses.replace(preparer, max_tokens=first)(conversation)
+        assert np.flatnonzero(cut.loss_weights).tolist() == [first - 1]
+        with pytest.raises(RecordError, match="cannot be cut"):
+            dataclasses.replace(preparer, max_tokens=first - 1)(conversation)
+    question = Conversation((Turn("user", "Why?"),), (), "x")
+    tokens, _, least = preparer.measure(question)
+    assert least == tokens + 1
+    with pytest.raises(RecordError, match="cannot be cut"):
+        dataclasses.replace(preparer, max_tokens=tokens - 1)(question)
+    with pytest.raises(RecordError, match="longer than the context"):  # a prompt is never cut
+        dataclasses.replace(preparer, max_tokens=20)(question, open_turn=True)
+
+
+def test_independent_questions_are_cut_at_the_end(preparer, png):
+    texts = ("<image>\nWhat is it?", "A zebra.", "How many are there?", "17 zebras there.")
+    turns = tuple(Turn("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
+    conversation = Conversation(turns, (png(28, 28),), "x", independent=True)
+    preparer = dataclasses.replace(preparer, loss_reduction="sample", too_long="truncate")
+    whole = preparer(conversation)
+    limit = int(np.flatnonzero(whole.loss_weights > 0)[-3]) + 1
+    cut = dataclasses.replace(preparer, max_tokens=limit)(conversation)
+    np.testing.assert_array_equal(cut.positions, whole.positions[:limit])
+    for branch in (1, 2):
+        assert cut.loss_weights[cut.branches == branch].sum() == pytest.approx(1)
+
+
+def test_a_source_may_have_tiles_of_its_own(preparer, png):
+    conversation = Conversation(
+        (Turn("user", "<image>\n<image>"), Turn("assistant", "!")), (png(112, 28), png(28, 28)), "x"
+    )
+    for most, tiles in [(None, 3 + 1), (2, 1 + 1), (8, 5 + 1), (1, 1 + 1)]:
+        assert preparer.measure(dataclasses.replace(conversation, max_tiles=most)).tiles == tiles
+        assert len(preparer(dataclasses.replace(conversation, max_tiles=most)).patches) == tiles
+    single = Conversation((Turn("user", ""), Turn("assistant", "!")), (png(112, 28),), "x", max_tiles=3)
+    least = dataclasses.replace(preparer, layout=dataclasses.replace(preparer.layout, min_tiles=4))
+    assert least.measure(single).tiles == 3 + 1
+
+
+def test_losses_of_jpeg_are_drawn_tile_by_tile(preparer, png):
+    conversation = Conversation((Turn("user", ""), Turn("assistant", "!")), (png(112, 28), png(28, 28, 1)), "x")
+    conversation = dataclasses.replace(
+        conversation, turns=(Turn("user", "<image><image>"), Turn("assistant", "!")), augment=True
+    )
+    clean = preparer(conversation)
+    drawn = preparer(conversation, draw=(1, 2, 3))
+    again, other = preparer(conversation, draw=(1, 2, 3)), preparer(conversation, draw=(1, 2, 4))
+    np.testing.assert_array_equal(
+        clean.patches, preparer(dataclasses.replace(conversation, augment=False), draw=(1,)).patches
+    )
+    np.testing.assert_array_equal(drawn.patches, again.patches)
+    assert (drawn.patches != other.patches).any()
+    pixels = [unpatchify(example.patches, (2, 2), 14) for example in (clean, drawn)]
+    np.testing.assert_array_equal(pixels[1], reencode(pixels[0], np.random.default_rng((1, 2, 3))))
+    np.testing.assert_array_equal(clean.tokens, drawn.tokens)
 
 
 def test_text_only_and_open_turn(preparer):
@@ -97,7 +189,7 @@ def test_text_only_and_open_turn(preparer):
 
 
 def test_mistakes_name_the_record(preparer, conversation):
-    tokens, _ = preparer.measure(conversation)
+    tokens = preparer.measure(conversation).tokens
     assert len(dataclasses.replace(preparer, max_tokens=tokens)(conversation).tokens) == tokens
     small = dataclasses.replace(preparer, max_tokens=tokens - 1)
     expected = (
@@ -108,9 +200,9 @@ def test_mistakes_name_the_record(preparer, conversation):
     assert small.measure(conversation)[0] == tokens  # what may be packed is for the batches to say
     broken = dataclasses.replace(conversation, images=(conversation.images[0], b"no image"))
     for use in (preparer, preparer.measure):
-        with pytest.raises(UserError, match=r"^record z1, image 1: cannot read this image"):
+        with pytest.raises(UserError, match=r"^record z1: image 1: cannot read this image"):
             use(broken)
     with pytest.raises(UserError, match=r"^record z1: .* mark"):
         preparer(dataclasses.replace(conversation, images=()))
     with pytest.raises(UserError, match="patch_size"):
-        dataclasses.replace(preparer, patch_size=15)
+        dataclasses.replace(preparer, patch_size=0)

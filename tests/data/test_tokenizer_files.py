@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import tokenizers
 
 from tests import tiny
-from vlm_jax.data.tokenizer import SPECIAL, Tokenizer
+from vlm_jax.data.tokenizer import SPECIAL, Border, Tokenizer
 from vlm_jax.errors import UserError
 
 TEXTS = [
@@ -54,7 +55,36 @@ def test_ids_that_do_not_fit_are_refused(old_form):
         Tokenizer.load(old_form)
 
 
-def test_sentencepiece_alone_says_what_to_do(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"tokenizer\.model \(SentencePiece\).*save_pretrained"):
-        Tokenizer.load(tmp_path)
+def test_the_list_in_the_config_is_read_too(old_form):
+    """Folders since transformers 4.34 say there which tokens take the white space beside them."""
+    added = json.loads((old_form / "added_tokens.json").read_text())
+    (old_form / "added_tokens.json").unlink()
+    decoder = {str(number): {"content": token, "special": True} for token, number in added.items()}
+    decoder[str(added["<|im_end|>"])] |= {"lstrip": True, "rstrip": True}
+    (old_form / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    tokenizer = Tokenizer.load(old_form)
+    assert {token: tokenizer.token_id(token) for token in added} == added
+    stop = tokenizer.token_id("<|im_end|>")
+    pieces = [("<|im_start|>a \n", True), (" ", False), ("<|im_end|>\n", True), ("  b ", False)]
+    whole = tokenizer.encode_pieces(pieces)
+    assert whole == [tokenizer.token_id("<|im_start|>"), *tokenizer.encode("a"), stop, *tokenizer.encode("b ")]
+    # In two calls the second still knows that the white space before it was taken.
+    first, before = tokenizer.encode_behind(Border.START, pieces[:3])
+    assert whole == first + tokenizer.encode_behind(before, pieces[3:])[0]
+
+
+def test_nothing_is_put_around_a_text(old_form, tmp_path):
+    """Llama's tokenizer.json adds <s>; the templates have it already."""
+    content = json.loads(tiny.tokenizer().to_json())
+    start = {"id": "<|im_start|>", "ids": [tiny.tokenizer().token_id("<|im_start|>")], "tokens": ["<|im_start|>"]}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": start},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a").tokens[0] == "<|im_start|>"
+    Tokenizer.load(tmp_path).save(tmp_path / "out")
+    saved = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert saved.encode("a").ids == tiny.tokenizer().encode("a")

@@ -6,7 +6,8 @@ import pytest
 from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert import internvl_hf, table
-from vlm_jax.convert.folders import read_params
+from vlm_jax.convert.folders import open_params
+from vlm_jax.convert.lazy import materialise
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
 from vlm_jax.models.layers import Compute
@@ -23,7 +24,7 @@ def released(tmp_path_factory):
     """Our model of the weights that `save_pretrained` wrote."""
     folder = tmp_path_factory.mktemp("released")
     tiny.torch_model().save_pretrained(folder)
-    return Model(tiny.system(), read_params(folder, tiny.system().model), tiny.tokenizer())
+    return Model(tiny.system(), open_params(folder, tiny.system().model), tiny.tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_vision_hidden_states(norm):
     shapes = {path: leaf.shape for path, leaf in globs.flatten({"vision": fresh}).items()}
     plan = table.plan(internvl_hf.VISION, shapes)
     table.check(plan, {key: value.shape for key, value in stored.items()}, "here")
-    params = globs.unflatten(dict(table.read(plan, stored.items())))["vision"]
+    params = materialise(globs.unflatten(table.read(plan, tiny.lazy(stored))))["vision"]
 
     ours, captured = network.apply({"params": params}, patches, capture=2)
     pixels = tiny.torch_inputs(_as_batch(patches))["pixel_values"]

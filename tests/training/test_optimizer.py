@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny
 from vlm_jax import globs
+from vlm_jax.convert import internvl_hf, table
+from vlm_jax.convert.folders import parameter_shapes
+from vlm_jax.errors import UserError
 from vlm_jax.sharding import MeshConfig, make_mesh, tree_shardings
 from vlm_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, merge, split_trainable
 
@@ -15,14 +19,37 @@ TREE = {
 }
 
 
-def test_schedule_is_that_of_the_hf_trainer():
-    config, steps = OptimizerConfig(learning_rate=4e-5, warmup_ratio=0.03), 90
-    warmup = math.ceil(steps * 0.03)
-    rates = jax.vmap(learning_rate(config, steps))(jnp.arange(steps))
-    for step in range(steps):
-        progress = (step - warmup) / max(1, steps - warmup)
-        want = step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
-        assert rates[step] == pytest.approx(4e-5 * want, abs=1e-11)
+@pytest.mark.torch
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(
+    ("steps", "ratio", "warmup_steps"),
+    [(90, 0.03, 0), (90, 0.5, 7), (33, 0.0, 0), (1, 0.03, 0), (3, 1.0, 0), (22_000, 0.03, 0), (100_000, 0.03, 100)],
+)
+def test_schedules_are_those_of_transformers(schedule, steps, ratio, warmup_steps):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peak = 4e-5
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    # As `TrainingArguments.get_warmup_steps` of transformers 4.37: a number of steps wins over a share.
+    warmup = warmup_steps if warmup_steps > 0 else math.ceil(steps * ratio)
+    make = getattr(transformers, f"get_{schedule}_schedule_with_warmup")
+    scale = make(reference, warmup, *([steps] if schedule != "constant" else [])).lr_lambdas[0]
+    numbers = np.unique(
+        np.r_[0:40, np.linspace(0, steps - 1, 200, dtype=int), warmup - 1 : warmup + 2, steps - 40 : steps]
+    )
+    numbers = numbers[(numbers >= 0) & (numbers < steps)]
+    config = OptimizerConfig(learning_rate=peak, schedule=schedule, warmup_ratio=ratio, warmup_steps=warmup_steps)
+    rates = jax.jit(jax.vmap(learning_rate(config, steps)))(jnp.asarray(numbers, jnp.int32))
+    np.testing.assert_allclose(rates, [peak * scale(int(step)) for step in numbers], rtol=1e-6, atol=0)
+
+
+def test_schedules_end_at_their_share_of_the_rate():
+    for schedule, last in [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)]:
+        rate = learning_rate(OptimizerConfig(learning_rate=2.0, schedule=schedule, final_ratio=0.1), 10)
+        assert rate(10) == pytest.approx(2.0 * last)
+        assert rate(1) == pytest.approx(2.0)
+    with pytest.raises(UserError, match="warmup_steps"):
+        OptimizerConfig(warmup_steps=-1)
 
 
 def test_split_is_ordered_and_takes_back():
@@ -133,20 +160,64 @@ def test_on_a_mesh_every_device_orthogonalises_its_share(config):
 
 
 @pytest.mark.torch
-def test_adamw_equals_torch():
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])  # the norm is never, sometimes and always clipped
+def test_adamw_equals_torch(scale):
     torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     rng = np.random.default_rng(0)
-    start, grads = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(5, 3, 4)).astype(np.float32)
-    config = OptimizerConfig(weight_decay=0.1, clip_norm=1.0)
-    optimizer = make_optimizer(config)
-    params = {"kernel": jnp.asarray(start)}
+    shapes = {"up/kernel": (7, 5), "up/bias": (5,), "norm/scale": (5,), "down/kernel": (5, 2), "down/bias": (2,)}
+    start = {path: (1 + rng.normal(size=shape)).astype(np.float32) for path, shape in shapes.items()}
+    grads = [
+        {path: (scale * rng.normal(size=shape) / 8).astype(np.float32) for path, shape in shapes.items()}
+        for _ in range(10)
+    ]
+    config = OptimizerConfig(learning_rate=0.03, warmup_steps=3, weight_decay=0.1)
+    optimizer, rate = make_optimizer(config), learning_rate(config, 10)
+    params = globs.unflatten({path: jnp.asarray(value) for path, value in start.items()})
     state = optimizer.init(params)
-    weight = torch.nn.Parameter(torch.tensor(start))
-    reference = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
-    for grad in grads:
-        updates, state = optimizer.update({"kernel": jnp.asarray(grad)}, state, params)
-        params = jax.tree.map(lambda p, u: p + 0.01 * u, params, updates)
-        weight.grad = torch.tensor(grad)
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+
+    weights = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start.items()}
+    decayed = [path for path in shapes if path.endswith("kernel")]
+    groups = [
+        {"params": [weights[path] for path in decayed], "weight_decay": 0.1},
+        {"params": [weights[path] for path in shapes if path not in decayed], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.03, betas=(0.9, 0.999), eps=1e-8)
+    schedule = transformers.get_cosine_schedule_with_warmup(reference, 3, 10)
+    for step, grad in enumerate(grads):
+        updates, state = optimizer.update(globs.unflatten({p: jnp.asarray(g) for p, g in grad.items()}), state, params)
+        params = jax.tree.map(lambda p, u, step=step: p + rate(step) * u, params, updates)
+        for path, weight in weights.items():
+            weight.grad = torch.tensor(grad[path])
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         reference.step()
-    np.testing.assert_allclose(params["kernel"], weight.detach().numpy(), atol=1e-6)
+        schedule.step()
+    for path, value in globs.flatten(params).items():
+        want = weights[path].detach().numpy()
+        assert np.abs(want - start[path]).min() > 1e-3  # every value has moved
+        np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.torch
+def test_decay_of_the_hf_trainer_can_be_said():
+    torch = pytest.importorskip("torch")
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    model = tiny.torch_model()
+    # The rule of HF's Trainer 4.37, which InternVL trains with: neither biases nor what an nn.LayerNorm holds.
+    decayed = {name for name in get_parameter_names(model, [torch.nn.LayerNorm]) if "bias" not in name}
+    shapes = parameter_shapes(tiny.system().model)
+    stored = table.plan(internvl_hf.rules({"text_config": {"model_type": "qwen2"}}), shapes)
+    names = {path: key for key, tensor in stored.items() for path in tensor.paths}
+    expected = {path: names[path] in {internvl_hf.rename(name) for name in decayed} for path in shapes}
+
+    config = OptimizerConfig(weight_decay=0.5, no_decay=("**/bias", "vision/**/scale", "connector/**/scale"))
+    optimizer = make_optimizer(config)
+    params = globs.unflatten({path: jnp.ones(1) for path in shapes})
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert {path: bool(update.any()) for path, update in globs.flatten(updates).items()} == expected
+    spared = sorted(path for path, decays in expected.items() if not decays and not path.endswith("/bias"))
+    assert "vision/layers/0/mlp_norm/scale" in spared
+    assert not [
+        path for path in spared if path.startswith("decoder/") or "embedding" in path or "attention_scale" in path
+    ]

@@ -2,110 +2,144 @@
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from vlm_jax import cli
 from vlm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from vlm_jax.convert.folders import Opened
+
 _HELP = """\
 Writes a trained or downloaded model as a folder that other programs read.
 
-  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a model folder of InternVL in either layout.
+  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a model folder of InternVL in any layout.
+  --vision and --decoder put a new model together instead: a vision tower (InternViT, CLIP, SigLIP) and a language model
+  (Qwen2, Qwen3, InternLM2, Phi-3, Llama), with a fresh connector and InternVL's nine tokens added.
+
   --layout=hf is that of `transformers` (InternVLForConditionalGeneration): weights, config, tokenizer, chat template
   and image processor, ready for AutoModelForImageTextToText.from_pretrained. --layout=internvl is that of InternVL's
-  own code (InternVLChatModel), without the code.
+  own code (InternVLChatModel), without the code. --layout=orbax is a workdir with one checkpoint.
 
 examples:
   python -m vlm_jax.convert --source=runs/pocket --target=pocket-hf --layout=hf
-  python -m vlm_jax.convert --source=InternVL2-1B --target=InternVL2-1B-hf --layout=hf
+  python -m vlm_jax.convert --source=InternVL2-1B --target=InternVL2-1B-hf --layout=hf --verify
   python -m vlm_jax.convert --source=runs/pocket --step=400 --target=pocket-400 --layout=hf --dtype=bfloat16
+  python -m vlm_jax.convert --vision=InternViT-300M-448px --decoder=Qwen2-0.5B-Instruct --target=fresh-1b --layout=hf
 
 It ends with a table: parameters, bytes and a checksum of what was written, read back from the disk. The checksum
-depends on the parameters alone, so that folders of equal weights have equal checksums.
+depends on the parameters alone, so that folders of equal weights have equal checksums in every layout.
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the command with these arguments."""
+    flags = _parser().parse_args(argv)
+    from vlm_jax import globs
+    from vlm_jax.convert.folders import DTYPES
+    from vlm_jax.convert.summary import summarise, table
+    from vlm_jax.convert.workdirs import open_model
+
+    opened, target = _open(flags), Path(flags.target)
+    flat = globs.flatten(opened.params)
+    dtype = flags.dtype or _only_dtype(flat)
+    _write(target, opened, dtype, flags.layout, len(flat))
+    written = globs.flatten(open_model(target).params)
+    parts = summarise(_with_progress("checking what was written", written))
+    if parts != summarise(_with_progress("comparing with the source", flat), DTYPES[dtype]):
+        raise RuntimeError(f"{target}: what was read back differs from what was written")
+    sys.stdout.write(f"{table(parts)}\nwritten to {target}\n")
+    return _verify(target, opened, flags.layout) if flags.verify else cli.OK
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(prog="python -m vlm_jax.convert", description=_HELP)
-    parser.add_argument("--source", required=True, metavar="DIR", help="training workdir or model folder")
+    parser.add_argument("--source", metavar="DIR", help="training workdir or model folder")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of a workdir (default: the newest)")
+    parser.add_argument("--vision", metavar="DIR", help="folder of a vision tower, with --decoder in place of --source")
+    parser.add_argument("--decoder", metavar="DIR", help="folder of a language model and its tokenizer")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PX", help="side of a tile, with --vision (default: the tower's own)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fresh connector (default: 0)")
     parser.add_argument("--target", required=True, metavar="DIR", help="folder to write; must not exist")
-    parser.add_argument("--layout", required=True, choices=["hf", "internvl"], help="layout of the target")
+    parser.add_argument("--layout", required=True, choices=["hf", "internvl", "orbax"], help="layout of the target")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: as they are in the source)"
     )
-    flags = parser.parse_args(argv)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare logits and a greedy answer with transformers in PyTorch, in float32 on the CPU",
+    )
+    return parser
 
-    from vlm_jax.convert import folders
 
-    params, system, tokenizer = _read(Path(flags.source), flags.step)
-    target = Path(flags.target)
-    dtype = flags.dtype or str(_flat(params)["decoder/embedding"].dtype)
-    folders.write_folder(target, params, system, tokenizer, dtype, flags.layout)
-    parts = summarise(_with_progress(folders.stream_params(target, system.model), len(_flat(params))))
-    wanted = folders.DTYPES[dtype]
-    if parts != summarise((path, np.asarray(array).astype(wanted)) for path, array in _flat(params).items()):
-        raise RuntimeError(f"{target}: what was read back differs from what was written")
-    sys.stdout.write(_table(parts) + f"\nwritten to {target}\n")
+def _open(flags: argparse.Namespace) -> Opened:
+    from vlm_jax.convert.workdirs import open_model
+
+    parts = (flags.vision, flags.decoder)
+    if flags.source and not any(parts) and flags.image_size is None:
+        return open_model(flags.source, flags.step)
+    if flags.source or not all(parts) or flags.step is not None:
+        raise UserError("either --source (with --step, if need be), or both --vision and --decoder")
+    from vlm_jax.convert.assemble import assemble
+
+    return assemble(*parts, image_size=flags.image_size, seed=flags.seed)
+
+
+def _only_dtype(flat: dict[str, Any]) -> str:
+    """The dtype that most of the parameters have."""
+    from vlm_jax.convert.folders import DTYPES
+
+    sizes: dict[str, int] = {}
+    for array in flat.values():
+        sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.size
+    common = max(sizes, key=lambda name: sizes[name])
+    if common not in DTYPES:
+        raise UserError(f"the source's weights are {common}; choose --dtype={' or --dtype='.join(DTYPES)}")
+    return common
+
+
+def _write(target: Path, opened: Opened, dtype: str, layout: str, count: int) -> None:
+    from vlm_jax.convert.folders import write_folder
+    from vlm_jax.convert.workdirs import write_workdir
+
+    if layout == "orbax":
+        write_workdir(target, *opened, dtype)
+        return
+    with cli.progress(f"writing {target}", count) as advance:
+        write_folder(target, *opened, dtype, layout, progress=advance)
+
+
+def _verify(target: Path, opened: Opened, layout: str) -> int:
+    """Compares with the reference; what is not in its layout is written in it for that."""
+    from vlm_jax.convert.workdirs import open_model
+    from vlm_jax.inference.verify import TOLERANCE, verify
+
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.verify") as scratch:
+        folder = target
+        if layout != "hf":
+            folder = Path(scratch) / "hf"
+            _write(folder, open_model(target), "float32", "hf", 0)
+        sys.stderr.write("comparing with transformers (PyTorch, float32, CPU)\n")
+        agreement = verify(folder)
+    sys.stdout.write(f"verified: {agreement}\n")
+    if not agreement.holds:
+        raise UserError(f"{target}: differs from the reference by more than rounding (tolerance {TOLERANCE:g})")
     return cli.OK
 
 
-def summarise(params: Iterable[tuple[str, np.ndarray]]) -> dict[str, tuple[int, int, str]]:
-    """Parameters, bytes and checksum (SHA-256, 16 digits) of each part of a model, and of all under `total`.
-
-    Args:
-      params: (path, array), in any order; held one at a time.
-    """
-    rows: dict[str, list[Any]] = {}
-    for path, array in params:
-        digest = hashlib.sha256(f"{path} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        for name in (path.split("/", 1)[0], "total"):
-            row = rows.setdefault(name, [0, 0, []])
-            row[0] += array.size
-            row[1] += array.nbytes
-            row[2].append(digest.hexdigest())
-    checksums = {name: hashlib.sha256("".join(sorted(row[2])).encode()).hexdigest()[:16] for name, row in rows.items()}
-    order = sorted(rows, key=lambda name: (name == "total", name))
-    return {name: (rows[name][0], rows[name][1], checksums[name]) for name in order}
-
-
-def _read(source: Path, step: int | None) -> tuple[dict[str, Any], Any, Any]:
-    from vlm_jax.convert import folders
-
-    if not source.is_dir():
-        raise UserError(f"--source: there is no folder {source}")
-    if folders.is_workdir(source):
-        return folders.read_workdir(source, step)
-    if step is not None:
-        raise UserError(f"--step: {source} is not a training workdir, it has no checkpoints to choose from")
-    return folders.read_folder(source)
-
-
-def _flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    from vlm_jax import globs
-
-    return globs.flatten(params)
-
-
-def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    with cli.progress("Reading back", total) as advance:
-        for item in items:
+def _with_progress(description: str, params: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    with cli.progress(description, len(params)) as advance:
+        for item in params.items():
             yield item
             advance()
-
-
-def _table(parts: dict[str, tuple[int, int, str]]) -> str:
-    lines = [f"{'part':<12}{'parameters':>16}{'bytes':>18}  checksum"]
-    lines += [f"{name:<12}{count:>16,}{size:>18,}  {checksum}" for name, (count, size, checksum) in parts.items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

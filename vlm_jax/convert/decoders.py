@@ -175,6 +175,9 @@ LLAMA = DecoderFamily("llama", "LlamaForCausalLM", _LLAMA)
 INTERNLM2 = DecoderFamily("internlm2", "InternLM2ForCausalLM", _INTERNLM2, scalings=("none", "linear", "dynamic"))
 
 
+FAMILIES = (QWEN2, QWEN3, PHI3, LLAMA, INTERNLM2)
+
+
 def family_named(families: Sequence[DecoderFamily], field: str, found: Any, where: str) -> DecoderFamily:
     """The one of `families` whose `field` (`model_type` or `architecture`) is `found`.
 

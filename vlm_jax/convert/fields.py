@@ -10,7 +10,7 @@ from vlm_jax.errors import UserError
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 """Files of a model folder that say what the model is and how images are prepared for it."""
 
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
 
 
 def activation_name(activation: str) -> str:

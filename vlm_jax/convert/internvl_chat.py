@@ -12,14 +12,13 @@ from typing import Any
 
 from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import IMAGES, Fields
-from vlm_jax.convert.internvit import CONNECTOR, VISION, read_vision, write_vision
+from vlm_jax.convert.internvit import CONNECTOR, VISION, check_imagenet, read_vision, write_images, write_vision
 from vlm_jax.convert.prompts import read_prompt, read_release, write_prompt
 from vlm_jax.convert.table import Rule, prefixed
 from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
@@ -119,9 +118,11 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
       dtype: of the weights.
 
     Raises:
-      UserError: no decoder family can hold the decoder, or the connector's norm is another.
+      UserError: no decoder family can hold the decoder, the connector's norm is another, the encoder is no InternViT,
+        or its pixel statistics are not ImageNet's.
     """
     del image_id
+    check_imagenet(system.model.vision)
     decoder, layout = system.model.decoder, system.layout
     family = next((family for family in FAMILIES if family.fits(decoder)), None)
     if system.model.connector.norm_eps != 1e-5:
@@ -160,16 +161,4 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
 
 def processor_files(system: System) -> dict[str, dict[str, Any]]:
     """What InternVL's own folders say of images; its code does not read it."""
-    return {
-        IMAGES: {
-            "feature_extractor_type": "CLIPFeatureExtractor",
-            "crop_size": system.layout.tile_size,
-            "do_center_crop": True,
-            "do_normalize": True,
-            "do_resize": True,
-            "image_mean": list(IMAGENET_MEAN),
-            "image_std": list(IMAGENET_STD),
-            "resample": 3,
-            "size": system.layout.tile_size,
-        }
-    }
+    return {IMAGES: write_images(system.model.vision)}

@@ -6,6 +6,7 @@ The names are those that `save_pretrained` writes, the only ones that load in ev
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 
 from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
 from vlm_jax.convert.fields import Fields, activation_name
-from vlm_jax.convert.internvit import read_vision
-from vlm_jax.convert.processors import processor_files, read_layout, read_settings
+from vlm_jax.convert.images import read_statistics
+from vlm_jax.convert.internvit import not_internvit, read_vision
+from vlm_jax.convert.processors import SETTINGS, processor_files, read_layout, read_settings
 from vlm_jax.convert.prompts import read_prompt, write_prompt
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
+from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
@@ -148,6 +152,7 @@ def _check_expressible(system: System) -> DecoderFamily:
     if vision.qk_norm == "full":
         fixed["model.vision.norm_eps"] = (vision.norm_eps, 1e-6)
     wrong = [f"{name} must be {needed!r}, is {value!r}" for name, (value, needed) in fixed.items() if value != needed]
+    wrong += [f"model.vision.{problem}" for problem in not_internvit(vision)]
     if family is None:
         wrong.append("model.decoder has biases, norms or a rope scaling that none of its decoders has together")
     if wrong:
@@ -173,16 +178,16 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
       UserError: naming every field with a value that this code does not have, or that is missing.
     """
     fields = Fields(config, where)
-    vision, text = fields.part("vision_config"), fields.part("text_config")
+    encoder, text = fields.part("vision_config"), fields.part("text_config")
     family = family_of(config["text_config"], f"{where}: text_config")
     fields.need("projector_hidden_act", "gelu", "gelu")
     fields.need("vision_feature_layer", -1, -1)
     fields.need("vision_feature_select_strategy", "default", "default")
-    for name, default in (("use_absolute_position_embeddings", True), ("use_mask_token", False)):
-        vision.need(name, default, default)
-    vision.need("use_mean_pooling", True, True)
+    stored = _read_encoder(encoder)
+    layout = read_layout(images, stored.image_size, f"{where}: {SETTINGS}")
+    vision = dataclasses.replace(stored, **read_statistics(images, f"{where}: {SETTINGS}"))
     model = VLMConfig(
-        vision=read_vision(vision, "attention_bias", "use_qk_norm", "layer_scale_init_value"),
+        vision=vision,
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
         # The whole model's entry decides; where a folder leaves it out, the decoder's own does.
         decoder=family.read(text, tied=config.get("tie_word_embeddings")),
@@ -190,5 +195,24 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     template = fields.get("template", TEMPLATE_OF_RELEASES)
     prompt = read_prompt(fields, template)
     fields.finish()
-    layout = read_layout(images, model.vision.image_size, f"{where}'s image processor")
     return System(model=model, layout=layout, template=template, system_prompt=prompt)
+
+
+def _read_encoder(fields: Fields) -> VisionConfig:
+    for name, default in (("use_absolute_position_embeddings", True), ("use_mask_token", False)):
+        fields.need(name, default, default)
+    fields.need("use_mean_pooling", True, True)
+    return read_vision(fields, "attention_bias", "use_qk_norm", "layer_scale_init_value")
+
+
+INTERNVL_VISION = VisionFamily(
+    model_types={"internvl_vision": ""},
+    rules=[dataclasses.replace(r, key=r.key.removeprefix("vision_tower.")) for r in VISION],
+    read=_read_encoder,
+    defaults={
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": 448, "patch_size": 14, "hidden_act": "gelu", "norm_type": "layer_norm", "layer_norm_eps": 1e-6,
+        "attention_bias": False, "use_qk_norm": False, "layer_scale_init_value": 0.1,
+    },
+)  # fmt: skip
+"""The encoder saved alone (`InternVLVisionModel.save_pretrained`)."""

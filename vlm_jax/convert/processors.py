@@ -7,7 +7,6 @@ versions read it, and 4.52 does not find image settings in the second.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from typing import Any
 from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
+from vlm_jax.files import read_json
 from vlm_jax.system import System
 
 PROCESSOR, VIDEOS = "processor_config.json", "video_preprocessor_config.json"
+
+SETTINGS = f"settings of the image processor ({IMAGES} or {PROCESSOR})"
+"""What to call them in errors."""
 
 _NESTED = "image_processor"
 _BICUBIC = 3
@@ -36,8 +38,8 @@ def processor_files(system: System) -> dict[str, dict[str, Any]]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(system.model.vision.mean),
+        "image_std": list(system.model.vision.std),
     }
     tiling = {
         "crop_to_patches": True,
@@ -62,15 +64,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: there are none, or a file is not JSON.
     """
-    nested = _read(folder / PROCESSOR).get(_NESTED)
-    settings = nested if isinstance(nested, Mapping) else _read(folder / IMAGES)
-    if not settings:
-        raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
-    return dict(settings)
+    if (folder / PROCESSOR).is_file():
+        nested = read_json(folder / PROCESSOR).get(_NESTED)
+        if isinstance(nested, dict):
+            return nested
+    if (folder / IMAGES).is_file():
+        return read_json(folder / IMAGES)
+    raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
 
 
 def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> ClosestAspect:
-    """The layout that the settings of an image processor describe.
+    """The layout that the settings of an image processor describe. (Mean and standard deviation: `read_statistics`.)
 
     Args:
       settings: what `read_settings` found; what is missing counts as InternVL's.
@@ -81,16 +85,13 @@ def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> Clos
       UserError: naming every setting by which pixels would come out otherwise than they do here.
     """
     fields = Fields(settings, where)
-    for name in ("do_resize", "do_rescale", "do_normalize"):
+    for name in ("do_resize", "do_rescale"):
         fields.need(name, True, True)
     fields.need("do_center_crop", False, False)
     fields.need("do_pad", False, False)
     fields.need("resample", _BICUBIC, _BICUBIC)
     size = {"height": tile_size, "width": tile_size}
     fields.need("size", size, size)
-    for name, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD), ("rescale_factor", 1 / 255)):
-        if not _equal(fields.get(name, ours), ours):
-            fields.wrong(name, f"must be {ours!r}, is {fields.get(name)!r}")
     fields.finish()
     tiled = fields.get("crop_to_patches", True)
     return ClosestAspect(
@@ -98,24 +99,3 @@ def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> Clos
         min_tiles=fields.get("min_patches", 1) if tiled else 1,
         max_tiles=fields.get("max_patches", 12) if tiled else 1,
     )
-
-
-def _equal(found: Any, ours: Any) -> bool:
-    """Whether numbers, or sequences of them, are equal up to the digits that files are written with."""
-    found, ours = (list(x) if isinstance(x, list | tuple) else [x] for x in (found, ours))
-    return len(found) == len(ours) and all(
-        isinstance(a, int | float) and abs(a - b) < 1e-7 for a, b in zip(found, ours, strict=True)
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read it: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a mapping")
-    return content

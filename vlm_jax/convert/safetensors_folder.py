@@ -5,78 +5,66 @@ bfloat16 stays bfloat16 (as `ml_dtypes` has it). Pickles are never read: a model
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.convert.table import Shape
 from vlm_jax.errors import UserError
+from vlm_jax.files import refuse_links_out
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 SHARD_BYTES = 5 * 10**9
 """No written file is larger, unless a single tensor is."""
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightFolder:
-    """The tensors of a folder; only headers are read until `tensors` runs.
-
-    Attributes:
-      folder: where they lie.
-      shapes: {name: shape} of every tensor.
-    """
-
-    folder: Path
-    shapes: Mapping[str, Shape]
-    _files: Mapping[str, Mapping[str, str]]  # file -> name -> key in that file
-
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, tensor), file by file.
-
-        Raises:
-          UserError: naming the file that cannot be read.
-        """
-        for file, keys in self._files.items():
-            try:
-                with safe_open(self.folder / file, framework="numpy") as opened:
-                    for name, key in keys.items():
-                        yield name, opened.get_tensor(key)
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{self.folder / file}: cannot read it: {error}") from None
-
-
-def open_weights(folder: Path, rename: Callable[[str], str] = str) -> WeightFolder:
+def open_weights(
+    folder: Path, rename: Callable[[str], str] = str, left_out: Callable[[str], bool] = lambda name: False
+) -> dict[str, LazyArray]:
     """Reads the headers of all safetensors files that belong to the model in `folder`.
 
     Args:
       folder: holds `model.safetensors`, or shards and their index.
       rename: from a stored key to the name it goes by.
+      left_out: tells of a name that nobody needs the tensor.
+
+    Returns:
+      Every other tensor by its name, file by file.
 
     Raises:
-      UserError: there are no safetensors; a shard is missing, damaged, or does not hold what the index says; two
-        tensors go by one name.
+      UserError: there are no safetensors; a shard is missing, damaged, or does not hold what the index says; a file
+        lies outside the folder; two tensors go by one name; a tensor does not hold floating-point numbers.
     """
-    shapes: dict[str, Shape] = {}
-    files: dict[str, dict[str, str]] = {}
+    refuse_links_out(folder)
+    tensors: dict[str, LazyArray] = {}
     for file, promised in _shards(folder).items():
         found = _header(folder / file)
         absent = sorted((promised or found.keys()) - found.keys())
         if absent:
             raise UserError(f"{folder / file}: {INDEX} says that it holds {', '.join(absent)}, it does not")
-        files[file] = {}
-        for key, shape in found.items():
+        for key, entry in found.items():
             name = rename(key)
-            if name in shapes:
+            if name in tensors:
                 raise UserError(f"{folder / file}: a second tensor '{key}' (as {name})")
-            shapes[name] = shape
-            files[file][name] = key
-    return WeightFolder(folder, shapes, files)
+            if not left_out(name):
+                tensors[name] = _lazy(folder / file, key, entry)
+    return tensors
 
 
 def write_weights(
@@ -139,11 +127,38 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
     raise UserError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
 
 
-def _header(file: Path) -> dict[str, Shape]:
+def _header(file: Path) -> dict[str, Any]:
+    """Every tensor of a file as its header has it, `start` (of the data in the file) added.
+
+    The library checks that the header is sound and fits the file, but does not tell where a tensor lies.
+    """
     if not file.is_file():
         raise UserError(f"{file}: this shard is missing")
     try:
-        with safe_open(file, framework="numpy") as opened:
-            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="numpy"), file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a readable safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    return {key: {**entry, "start": 8 + length + entry["data_offsets"][0]} for key, entry in header.items()}
+
+
+def _lazy(file: Path, key: str, entry: Mapping[str, Any]) -> LazyArray:
+    if entry["dtype"] not in _DTYPES:
+        raise UserError(
+            f"{file}: tensor '{key}' is stored as {entry['dtype']}; only {', '.join(_DTYPES)} can be read "
+            "(quantised weights must be turned back first)"
+        )
+    shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+    return LazyArray(partial(_map, file, entry["start"], shape, dtype), shape, dtype)
+
+
+def _map(file: Path, start: int, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """A tensor as a read-only memory map."""
+    try:
+        count = math.prod(shape)
+        flat = np.memmap(file, dtype, "r", start, (count,)) if count else np.empty(0, dtype)
+        return np.asarray(flat).reshape(shape)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot read it: {error}") from None

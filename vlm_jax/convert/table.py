@@ -10,11 +10,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from einops import rearrange
 
+from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.errors import UserError
 
 Shape = tuple[int, ...]
@@ -23,7 +25,8 @@ Shape = tuple[int, ...]
 class Transform(Protocol):
     """A reversible change of layout between one stored tensor and one parameter (or several: `Concatenated`).
 
-    All methods take and give lists, in the order of the rule's paths. None changes the dtype.
+    All methods take and give lists, in the order of the rule's paths. None changes the dtype. What `read` gives may be
+    views of the tensor, so that of a memory map only the bytes are read that are used.
     """
 
     def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
@@ -84,7 +87,7 @@ class Kernel:
 
     def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         """Transposes, then splits the dimensions."""
-        return [np.ascontiguousarray(tensor.T).reshape(shapes[0])]
+        return [tensor.T.reshape(shapes[0])]
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Merges the dimensions, then transposes."""
@@ -104,7 +107,7 @@ class PatchKernel:
 
     def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         """Brings the channels innermost, as the bytes of an image are."""
-        return [np.ascontiguousarray(rearrange(tensor, "d c p q -> (p q c) d"))]
+        return [rearrange(tensor, "d c p q -> (p q c) d")]
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The inverse."""
@@ -151,7 +154,7 @@ class GroupedKernel:
         groups = shapes[1][1]
         grouped = rearrange(tensor, "(g s h) d -> d g s h", g=groups, h=shapes[0][2])
         queries = rearrange(grouped[:, :, :-2], "d g s h -> d (g s) h")
-        return [np.ascontiguousarray(x) for x in (queries, grouped[:, :, -2], grouped[:, :, -1])]
+        return [queries, grouped[:, :, -2], grouped[:, :, -1]]
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Puts the groups together."""
@@ -265,17 +268,23 @@ def check(expected: Plan, found: Mapping[str, Shape], where: str) -> None:
         raise UserError(f"{where}: the weights do not fit config.json ({count}): {'; '.join(problems)}")
 
 
-def read(expected: Plan, tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Stored tensors, one at a time and in any order, as (path, parameter). `check` comes first."""
-    for key, tensor in tensors:
-        stored = expected[key]
-        yield from zip(stored.paths, stored.transform.read(tensor, stored.shapes), strict=True)
+def read(expected: Plan, tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """Every parameter {path: array}, to be read when it is looked at. `check` comes first."""
+    params: dict[str, LazyArray] = {}
+    for key, stored in expected.items():
+        for number, (path, shape) in enumerate(zip(stored.paths, stored.shapes, strict=True)):
+            params[path] = LazyArray(partial(_part, tensors[key], stored, number), shape, tensors[key].dtype)
+    return params
 
 
-def write(expected: Plan, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def _part(tensor: LazyArray, stored: Stored, number: int) -> np.ndarray:
+    return stored.transform.read(tensor.open(), stored.shapes)[number]
+
+
+def write(expected: Plan, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters {path: array} as (key, stored tensor), one at a time."""
     for key, stored in expected.items():
-        yield key, stored.transform.write([params[path] for path in stored.paths])
+        yield key, stored.transform.write([np.asarray(params[path]) for path in stored.paths])
 
 
 def _show(shape: Sequence[int]) -> str:

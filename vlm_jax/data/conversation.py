@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+from vlm_jax.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,6 +33,9 @@ class Conversation:
       independent: every question is asked right behind the images, and what was asked and answered before is not seen:
         as many conversations about the same images, which are encoded once (Molmo, arXiv 2409.17146, trains so on
         images with several annotations). Images stand in the first question alone, before its text.
+      place: where it is written, as `file:line`, if there is such a place; messages name it instead of the id.
+      max_tiles: instead of the layout's, where its source says so (`max_dynamic_patch` of InternVL's meta files).
+      augment: in training, its tiles are encoded as JPEG anew (`data_augment` of InternVL's meta files).
     """
 
     turns: tuple[Turn, ...]
@@ -38,3 +43,34 @@ class Conversation:
     id: str = ""
     task: str = ""
     independent: bool = False
+    place: str = ""
+    max_tiles: int | None = None
+    augment: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.place or f"record {self.id}"
+
+
+Reason = Literal["json", "type", "turns", "marks", "empty answer", "missing", "outside", "video", "image", "too long"]
+"""What can be wrong with a record, for counting: not JSON; a field missing or of a wrong type; roles out of order;
+`IMAGE` marks that do not match the images; an answer without text; an image file that is missing; one outside of the
+source's root; a video; an image that cannot be read; more than a row can hold."""
+
+
+class RecordError(UserError):
+    """A record of a data set that cannot be used; its message is `place: detail`.
+
+    Attributes:
+      place: the record, as `Conversation.name` gives it.
+      reason: under which it counts.
+      detail: what exactly is wrong, with the name of the field.
+    """
+
+    def __init__(self, place: str, reason: Reason, detail: str) -> None:
+        super().__init__(f"{place}: {detail}")
+        self.place, self.reason, self.detail = place, reason, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RecordError, (self.place, self.reason, self.detail)  # it crosses from worker processes

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from vlm_jax.config import config_class
 from vlm_jax.data.index import Index
+from vlm_jax.data.prepare import TooLong
 from vlm_jax.errors import UserError
 
 
@@ -18,19 +20,24 @@ class MixtureConfig:
 
     Attributes:
       weights: how often an epoch holds every record of a task: 2 is twice, 0.25 is a quarter of the records in turn, so
-        that four epochs hold each once. Tasks that are not named are left out; without any names every task has
-        weight 1.
+        that four epochs hold each once. Tasks that are not named are left out; without any names the data says it
+        (`repeat_time` of InternVL's meta files), and where it does not, every task has weight 1.
       rows: B, rows of a batch (over all hosts).
       tokens: T, tokens of a row.
       tiles: K, tile slots of a row.
+      packing: a row takes as many conversations as fit; otherwise one, so that `rows` counts conversations.
       window: records whose packing is planned at once.
+      too_long: what becomes of a conversation of more than `tokens`: an error, or it is cut at the end
+        (`vlm_jax.data.prepare.Preparer`).
     """
 
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     rows: int
     tokens: int
     tiles: int
+    packing: bool = True
     window: int = 65536
+    too_long: TooLong = "error"
 
     def __post_init__(self) -> None:
         for field in ("rows", "tokens", "window"):
@@ -43,14 +50,19 @@ class MixtureConfig:
                 raise UserError(f"data.weights.{task}: must be a number from 0, got {weight}")
 
 
-def task_weights(index: Index, config: MixtureConfig) -> np.ndarray:
+def task_weights(index: Index, config: MixtureConfig, of_source: Mapping[str, float] | None = None) -> np.ndarray:
     """The weight of each of `index.tasks`, float64.
+
+    Args:
+      index: of the source.
+      config: its weights count, if it has any.
+      of_source: the source's own weights otherwise; what it does not name has weight 1.
 
     Raises:
       UserError: a weight names a task that the data lacks, or nothing has a weight.
     """
     if not config.weights:
-        return np.ones(len(index.tasks))
+        return np.array([(of_source or {}).get(task, 1.0) for task in index.tasks])
     unknown = sorted(set(config.weights) - set(index.tasks))
     if unknown:
         raise UserError(f"weights: no task {', '.join(unknown)} in the data, there are {', '.join(index.tasks)}")

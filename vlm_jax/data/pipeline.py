@@ -9,21 +9,22 @@ threads or processes gives the same batches, and a run resumes from a `Position`
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
+from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.index import Index, load_index
 from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.packing import pack_row, plan_rows
-from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.sources import Source
-from vlm_jax.errors import UserError
+from vlm_jax.data.prepare import Example, Preparer
+from vlm_jax.data.sources import Source, WeighedSource
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
 _PLANS_KEPT = 4
@@ -72,11 +73,15 @@ class Batches:
           UserError: a record that cannot be used (unreadable; or of positive weight and larger than a row or the
             context), or weights that do not fit the data.
         """
-        self.source, self.preparer, self.config, self.start = source, preparer, config, Position(*start)
+        self.source, self.config, self.start = source, config, Position(*start)
         self.index = load_index(source, preparer) if index is None else index
-        self._weights = task_weights(self.index, config)
+        # Tokens that a conversation may have: what a row holds, or less.
+        limit = min(config.tokens, preparer.max_tokens)
+        self.preparer = dataclasses.replace(preparer, too_long=config.too_long, max_tokens=limit)
+        self._weights = task_weights(self.index, config, source.weights if isinstance(source, WeighedSource) else None)
         self._key = (seed, stage)
-        self._check_sizes()
+        self._check_sizes("tokens" if config.tokens <= preparer.max_tokens else "max_tokens")
+        self._sizes = np.minimum(self.index.sizes, np.array([limit, config.tiles], np.int32))  # after cutting
         # First batch number of every window so far, counted from `start`, with the window's epoch and number.
         self._firsts: list[int] = []
         self._windows: list[tuple[int, int]] = []
@@ -108,9 +113,24 @@ class Batches:
             )
         )
         for row, records in enumerate(mine):
-            examples = [self.preparer(self.source[int(record)]) for record in records]
+            place = (epoch, window, bounds[batch_of_window] + row)
+            examples = [self._example(int(record), (*place, number)) for number, record in enumerate(records)]
             pack_row(examples, batch, row, self.preparer.tokens_per_tile)
         return position, batch
+
+    def _example(self, record: int, place: tuple[int, ...]) -> Example:
+        """A record made ready for its place: (epoch, window, row, number in the row)."""
+        conversation = self.source[record]
+        example = self.preparer(conversation, draw=(*self._key, 3, *place))
+        size, planned = (len(example.tokens), len(example.patches)), tuple(self._sizes[record].tolist())
+        if size != planned:
+            raise RecordError(
+                conversation.name,
+                "image",
+                f"has {size[0]} tokens and {size[1]} tiles, but had {planned[0]} and {planned[1]} when the data was "
+                "measured; was a picture changed? Delete the index-*.npz files beside the data to measure it again",
+            )
+        return example
 
     def count(self, epoch: int) -> int:
         """Number of batches of one epoch."""
@@ -126,12 +146,16 @@ class Batches:
                 bounds = _deal(len(records), count)
                 records = records[bounds[window] : bounds[window + 1]]
                 rng = np.random.default_rng([*self._key, 2, epoch, window])
-                plan = plan_rows(self.index.sizes[records], self.config.tokens, self.config.tiles, rng)
-                found = [records[row] for row in plan]
+                found = [records[row] for row in self._pack(self._sizes[records], rng)]
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[epoch, window] = found
             return found
+
+    def _pack(self, sizes: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
+        if self.config.packing:
+            return plan_rows(sizes, self.config.tokens, self.config.tiles, rng)
+        return np.arange(len(sizes))[:, None]  # they are in random order already
 
     def _plan(self, epoch: int, window: int) -> tuple[list[np.ndarray], list[int]]:
         """A window's rows, and the first row of every batch with the number of rows at the end."""
@@ -188,17 +212,20 @@ class Batches:
             self._kept_epoch = kept
         return kept[1]
 
-    def _check_sizes(self) -> None:
-        used = self._weights[self.index.task_ids] > 0
-        limits = np.array([min(self.config.tokens, self.preparer.max_tokens), self.config.tiles])
-        name = "tokens" if self.config.tokens <= self.preparer.max_tokens else "max_tokens"
-        too_large = np.flatnonzero(used & (self.index.sizes > limits).any(axis=1))
+    def _check_sizes(self, name: str) -> None:
+        """Refuses records that are used and that no row holds; `name` is the field that limits their tokens."""
+        limit, (tokens, tiles) = self.preparer.max_tokens, self.index.sizes.T
+        can_be_cut = (self.index.least <= limit) & (self.config.too_long == "truncate")
+        fits = ((tokens <= limit) | can_be_cut) & (tiles <= self.config.tiles)
+        too_large = np.flatnonzero((self._weights[self.index.task_ids] > 0) & ~fits)
         if len(too_large):
             first = int(too_large[0])
-            tokens, tiles = self.index.sizes[first]
-            raise UserError(
-                f"record {self.source[first].id} of {self.source.name} does not fit a row: {tokens} tokens and {tiles} "
-                f"tiles; {name} is {limits[0]} and tiles is {limits[1]} ({len(too_large)} such record(s))"
+            least = f" ({self.index.least[first]} when it is cut)" if self.config.too_long == "truncate" else ""
+            raise RecordError(
+                self.source[first].name,
+                "too long",
+                f"does not fit a row: {tokens[first]} tokens{least} and {tiles[first]} tiles; {name} is {limit} and "
+                f"tiles is {self.config.tiles} ({len(too_large)} such record(s) in {self.source.name})",
             )
 
 

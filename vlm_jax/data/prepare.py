@@ -6,20 +6,23 @@ spans.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vlm_jax.data.conversation import Conversation
+from vlm_jax.data.augment import reencode
+from vlm_jax.data.conversation import Conversation, Reason, RecordError
 from vlm_jax.data.images import decode_image, image_size
 from vlm_jax.data.templates import Span, Template, render
 from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify, share
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
 LossReduction = Literal["token", "sample", "square"]
+TooLong = Literal["error", "truncate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,21 @@ class Example:
     tile_slot: np.ndarray
 
 
+class Size(NamedTuple):
+    """How large a conversation is.
+
+    Attributes:
+      tokens: of the whole conversation, visual ones included.
+      tiles: of all its images, thumbnails included.
+      least: tokens that must stay when it is cut at the end: up to the last image's end, and to the first token of an
+        answer (one more than `tokens`, if nothing is supervised).
+    """
+
+    tokens: int
+    tiles: int
+    least: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Preparer:
     """Turns conversations into examples.
@@ -57,13 +75,16 @@ class Preparer:
       tokenizer: text to ids.
       template: the prompt format.
       layout: how images are tiled.
-      patch_size: P, side of a patch in pixels; must divide the tile's side.
+      patch_size: P, side of a patch in pixels.
       tokens_per_tile: n, number of visual tokens that the connector makes of one tile.
       max_tokens: longest conversation, visual tokens included.
       loss_reduction: every supervised token of a conversation with x of them weighs 1 (`token`), 1/x (`sample`) or
         1/sqrt(x) (`square`) (`len2weight` in InternVL's `train/dataset_packed.py`).
       share_tiles: a conversation with m images allows each `max_tiles // m` tiles, at least one (InternVL's
         `multi_modal_multi_image_get_item`); otherwise each has the layout's full number.
+      too_long: what becomes of a conversation of more than `max_tokens`: an error, or it is cut at the end, which is
+        an error too where that would cut an image or leave nothing of an answer (`tokenizer.model_max_length` and the
+        assertion after it in InternVL's `train/internvl_chat_finetune.py`).
     """
 
     tokenizer: Tokenizer
@@ -74,10 +95,13 @@ class Preparer:
     max_tokens: int
     loss_reduction: LossReduction = "token"
     share_tiles: bool = True
+    too_long: TooLong = "error"
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.layout.tile_size % self.patch_size:
-            raise UserError(f"patch_size: {self.patch_size} does not divide the tile size {self.layout.tile_size}")
+        if not 1 <= self.patch_size <= self.layout.tile_size:
+            raise UserError(
+                f"patch_size: must lie in 1..layout.tile_size ({self.layout.tile_size}), got {self.patch_size}"
+            )
 
     @property
     def patches_per_tile(self) -> int:
@@ -89,24 +113,28 @@ class Preparer:
         """Values of one patch, P*P*3."""
         return self.patch_size**2 * 3
 
-    def __call__(self, conversation: Conversation, *, open_turn: bool = False) -> Example:
-        """Prepares one conversation; with `open_turn` it ends with the open header of an answer, for generation.
+    def __call__(
+        self, conversation: Conversation, *, open_turn: bool = False, draw: Sequence[int] | None = None
+    ) -> Example:
+        """Prepares one conversation.
+
+        Args:
+          conversation: the record.
+          open_turn: end with the open header of an answer, for generation.
+          draw: seed of what is drawn at random in training; None draws nothing.
 
         Raises:
-          UserError: naming the record: an unreadable image, marks that do not match the images, a conversation longer
-            than `max_tokens`.
+          RecordError: an unreadable image, marks that do not match the images, a conversation longer than `max_tokens`.
         """
-        layout = self._layout(len(conversation.images))
+        layout = self._layout(conversation)
         # Lengths are checked before pixels are decoded.
         spans = self._spans(conversation, self._tile_counts(conversation, layout), open_turn)
-        text = _tokenise(spans, self.tokenizer)
-        self._check_length(conversation, len(text.ids))
-        images = [decode_image(data, _image_name(conversation, i)) for i, data in enumerate(conversation.images)]
-        tiles = [cut_tiles(image, layout) for image in images]
+        text = self._cut(conversation, _tokenise(spans, self.tokenizer), open_turn)
+        tiles = self._tiles(conversation, layout, draw)
         side = layout.tile_size // self.patch_size
         counts = [len(t) for t in tiles]
         if sum(counts) * self.tokens_per_tile != np.count_nonzero(text.visual >= 0):
-            raise UserError(f"record {conversation.id}: an image's header and its pixels disagree about its size")
+            raise RecordError(conversation.name, "image", "an image's header and its pixels disagree about its size")
         patches = [patchify(t, self.patch_size) for t in tiles]
         return Example(
             tokens=text.ids,
@@ -122,25 +150,41 @@ class Preparer:
             tile_slot=np.concatenate([np.arange(c, dtype=np.int32) for c in counts] or [np.zeros(0, np.int32)]),
         )
 
-    def measure(self, conversation: Conversation) -> tuple[int, int]:
-        """Number of tokens (visual ones included) and tiles, from the text and the images' headers alone.
+    def measure(self, conversation: Conversation) -> Size:
+        """Size of a conversation however long it is, from the text and the images' headers alone.
 
         Raises:
-          UserError: as `__call__`, except for the length and for damage beyond an image's header.
+          RecordError: as `__call__`, except for the length and for damage beyond an image's header.
         """
-        counts = self._tile_counts(conversation, self._layout(len(conversation.images)))
+        counts = self._tile_counts(conversation, self._layout(conversation))
         text = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
-        return len(text.ids), sum(counts)
+        return Size(len(text.ids), sum(counts), _least(text))
 
-    def _layout(self, images: int) -> ClosestAspect:
-        return share(self.layout, images) if self.share_tiles else self.layout
+    def _layout(self, conversation: Conversation) -> ClosestAspect:
+        layout, most = self.layout, conversation.max_tiles
+        if most is not None:
+            layout = dataclasses.replace(layout, max_tiles=most, min_tiles=min(layout.min_tiles, most))
+        return share(layout, len(conversation.images)) if self.share_tiles else layout
 
     def _tile_counts(self, conversation: Conversation, layout: ClosestAspect) -> list[int]:
-        sizes = [image_size(data, _image_name(conversation, i)) for i, data in enumerate(conversation.images)]
-        return [count_tiles(width, height, layout) for width, height in sizes]
+        counts = []
+        for number, data in enumerate(conversation.images):
+            with _told(conversation, "image"):
+                counts.append(count_tiles(*image_size(data, f"image {number}"), layout))
+        return counts
+
+    def _tiles(self, conversation: Conversation, layout: ClosestAspect, draw: Sequence[int] | None) -> list[np.ndarray]:
+        """Tiles of every image, uint8 [k, S, S, 3]."""
+        rng = None if draw is None or not conversation.augment else np.random.default_rng(draw)
+        found = []
+        for number, data in enumerate(conversation.images):
+            with _told(conversation, "image"):
+                tiles = cut_tiles(decode_image(data, f"image {number}"), layout)
+            found.append(tiles if rng is None else reencode(tiles, rng))
+        return found
 
     def _spans(self, conversation: Conversation, tiles_per_image: Sequence[int], open_turn: bool) -> list[Span]:
-        try:
+        with _told(conversation, "turns"):
             return render(
                 conversation.turns,
                 self.template,
@@ -149,15 +193,34 @@ class Preparer:
                 open_turn=open_turn,
                 independent=conversation.independent,
             )
-        except UserError as error:
-            raise UserError(f"record {conversation.id}: {error}") from None
 
-    def _check_length(self, conversation: Conversation, tokens: int) -> None:
-        if tokens > self.max_tokens:
-            raise UserError(
-                f"record {conversation.id}: prompt longer than the context: {tokens} tokens, "
-                f"the limit is {self.max_tokens} (max_tokens)"
+    def _cut(self, conversation: Conversation, text: _Tokens, open_turn: bool) -> _Tokens:
+        tokens, limit = len(text.ids), self.max_tokens
+        if tokens <= limit:
+            return text
+        problem = f"the limit is {limit} (max_tokens)"
+        if self.too_long == "error" or open_turn:
+            raise RecordError(
+                conversation.name, "too long", f"prompt longer than the context: {tokens} tokens, {problem}"
             )
+        least = _least(text)
+        if least > limit:
+            raise RecordError(
+                conversation.name,
+                "too long",
+                f"cannot be cut: the first {min(least, tokens)} of its {tokens} tokens hold its images and the "
+                f"beginning of an answer, {problem}",
+            )
+        return _Tokens(*(values[:limit] for values in text))
+
+
+@contextlib.contextmanager
+def _told(conversation: Conversation, reason: Reason) -> Iterator[None]:
+    """Says of which record an error is."""
+    try:
+        yield
+    except UserError as error:
+        raise RecordError(conversation.name, reason, str(error)) from None
 
 
 class _Tokens(NamedTuple):
@@ -175,32 +238,47 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
     Adjoining spans of one kind are tokenised together, so that a prompt's ids equal the reference's; the border of an
     answer is always a border of tokens, as it is in generation.
     """
-    ids: list[int] = []
-    supervised: list[bool] = []
-    visual: list[int] = []
-    branches: list[int] = []
+    ids: list[Sequence[int] | np.ndarray] = []
+    visual: list[np.ndarray] = []
+    kinds: list[tuple[bool, int]] = []
     pieces: list[tuple[str, bool]] = []
     seen = 0
+    before = shared = Border.START
     for number, span in enumerate(spans):
+        if number and span.branch != spans[number - 1].branch:
+            if not spans[number - 1].branch:
+                shared = before
+            before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
-            ids += [tokenizer.image_id] * span.placeholders
-            supervised += [False] * span.placeholders
-            visual += range(seen, seen + span.placeholders)
-            branches += [span.branch] * span.placeholders
+            before = Border.TOKEN
+            ids.append(np.full(span.placeholders, tokenizer.image_id, np.int32))
+            visual.append(np.arange(seen, seen + span.placeholders, dtype=np.int32))
+            kinds.append((False, span.branch))
             seen += span.placeholders
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
         if following is None or following.image is not None or _kind(following) != _kind(span):
-            new = tokenizer.encode_pieces(pieces)
-            ids += new
-            supervised += [span.supervised] * len(new)
-            visual += [-1] * len(new)
-            branches += [span.branch] * len(new)
+            new, before = tokenizer.encode_behind(before, pieces)
+            ids.append(new)
+            visual.append(np.full(len(new), -1, np.int32))
+            kinds.append(_kind(span))
             pieces = []
+    lengths = [len(part) for part in ids]
+    supervised, branches = zip(*kinds, strict=True)
     return _Tokens(
-        np.array(ids, np.int32), np.array(supervised, bool), np.array(visual, np.int32), np.array(branches, np.int32)
+        np.concatenate([np.asarray(part, np.int32) for part in ids]),
+        np.repeat(np.array(supervised, bool), lengths),
+        np.concatenate(visual),
+        np.repeat(np.array(branches, np.int32), lengths),
     )
+
+
+def _least(text: _Tokens) -> int:
+    """See `Size.least`."""
+    image_end = int(np.flatnonzero(text.visual >= 0)[-1]) + 2 if (text.visual >= 0).any() else 0  # with its </img>
+    answer = int(text.supervised.argmax()) + 1 if text.supervised.any() else len(text.ids) + 1
+    return max(image_end, answer)
 
 
 def _kind(span: Span) -> tuple[bool, int]:
@@ -221,7 +299,3 @@ def _positions(branches: np.ndarray) -> np.ndarray:
     shared = np.count_nonzero(branches == 0)  # they stand first
     starts = np.maximum.accumulate(np.where(np.diff(branches, prepend=0) > 0, order, 0))
     return np.where(branches > 0, order - starts + shared, order).astype(np.int32)
-
-
-def _image_name(conversation: Conversation, number: int) -> str:
-    return f"record {conversation.id}, image {number}"

@@ -1,17 +1,19 @@
 """Sources: random access to conversations, whatever they are stored in.
 
 A source is anything with a length, `source[i] -> Conversation` and a `name`. One that lies in files also says where and
-gives a fingerprint of its content, so that what was computed from it can be kept beside it. Sources must be picklable:
-worker processes get a copy.
+gives a fingerprint of its content, so that what was computed from it can be kept beside it. It may also have weights
+of its own, or a quick look at its records. Sources must be picklable: worker processes get a copy.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,6 +46,54 @@ class StoredSource(Protocol):
     def fingerprint(self) -> str:
         """Changes when the content changes."""
         ...
+
+
+@runtime_checkable
+class PeekableSource(Protocol):
+    """A source that can be measured without reading all of its images."""
+
+    def peek(self, index: int) -> Conversation:
+        """The record, with as much of each image's file as its size in pixels is likely to be read from."""
+        ...
+
+
+@runtime_checkable
+class WeighedSource(Protocol):
+    """A source that says how often its records are used where a recipe does not.
+
+    Attributes:
+      weights: task -> weight (`MixtureConfig.weights`); of tasks that are not named it is 1.
+    """
+
+    weights: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ManySources:
+    """Several sources one after another, each with an index of its own.
+
+    Attributes:
+      parts: the sources.
+      name: of all together, for messages.
+      weights: see `WeighedSource`.
+    """
+
+    parts: tuple[Source, ...]
+    name: str
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self.parts else 0
+
+    def __getitem__(self, index: int) -> Conversation:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: no record number {index}, there are {len(self)}")
+        part = bisect.bisect_right(self._ends, index)
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(len(part) for part in self.parts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,19 +87,25 @@ def patchify(tiles: np.ndarray, patch_size: int) -> np.ndarray:
     """Tiles as patches in raster order, each patch as its rows of RGB pixels.
 
     Args:
-      tiles: uint8 [K, height, width, 3], both sides multiples of `patch_size`.
+      tiles: uint8 [K, height, width, 3]. What is left right and below of the last whole patch is dropped, as a
+        convolution without padding does.
       patch_size: P, side of a patch in pixels.
 
     Returns:
       uint8 [K, N, P*P*3], contiguous.
     """
+    height, width = (side - side % patch_size for side in tiles.shape[1:3])
+    whole = tiles[:, :height, :width]
     return np.ascontiguousarray(
-        rearrange(tiles, "k (h p) (w q) c -> k (h w) (p q c)", p=patch_size, q=patch_size),
+        rearrange(whole, "k (h p) (w q) c -> k (h w) (p q c)", p=patch_size, q=patch_size),
     )
 
 
 def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch_size: int) -> np.ndarray:
-    """The inverse of `patchify`: [K, N, P*P*3] to [K, height, width, 3], with `grid` patches down and across."""
+    """The inverse of `patchify`: [K, N, P*P*3] to [K, height, width, 3], with `grid` patches down and across.
+
+    Pixels that `patchify` dropped do not come back.
+    """
     down, across = grid
     return rearrange(patches, "k (h w) (p q c) -> k (h p) (w q) c", h=down, w=across, p=patch_size, q=patch_size, c=3)
 

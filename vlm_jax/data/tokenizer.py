@@ -9,6 +9,7 @@ special; `load` sets the mark-up free.
 
 from __future__ import annotations
 
+import enum
 import functools
 import json
 import re
@@ -19,8 +20,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
+from vlm_jax.data.segments import Segments
 from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, Template, to_jinja
-from vlm_jax.data.tokenizer_files import byte_level_bpe, read_backend
+from vlm_jax.data.tokenizer_files import byte_level_bpe, read_backend, read_object
 from vlm_jax.errors import UserError
 
 MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
@@ -28,6 +30,15 @@ MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP, "<video>")
 """All added tokens of a trained tokenizer, in the order of their ids, which follow the base vocabulary."""
+
+
+class Border(enum.Enum):
+    """What stands before a piece of text, on which its first tokens may depend."""
+
+    START = "the prompt begins here"
+    TOKEN = "an added token"
+    EATER = "an added token that takes the white space behind it"
+    TEXT = "other text"
 
 
 class Tokenizer:
@@ -41,11 +52,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
         """Wraps `backend`; `config` holds the entries of `tokenizer_config.json` that a save should keep."""
         self._backend = _with_free_markup(backend)
-        # Special tokens in text are text. This setting is not serialised, so it is made anew on every construction.
-        self._backend.encode_special_tokens = True
+        self._segments = Segments(self._backend)
         self._config = dict(config or {})
-        # System prompts and common questions come again and again.
-        self._encode_part = functools.lru_cache(maxsize=4096)(self.encode)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer._from_json, (self._backend.to_str(), self._config)
@@ -58,7 +66,7 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> Tokenizer:
         """Reads a folder's tokenizer and, if there is one, its `tokenizer_config.json`.
 
-        The tokenizer is `tokenizer.json`, or `vocab.json`, `merges.txt` and `added_tokens.json` in the form of Qwen2.
+        The tokenizer is `tokenizer.json`, or SentencePiece's `tokenizer.model`, or `vocab.json` and `merges.txt`.
 
         Raises:
           UserError: there is none, or it is in another form or damaged.
@@ -90,6 +98,17 @@ class Tokenizer:
         for token in SPECIAL:  # one by one: a call adds tokens of one kind, and the order of the ids is fixed
             backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
         return cls(backend, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+
+    def with_image_tokens(self) -> Tokenizer:
+        """The same tokenizer with InternVL's nine tokens for images and grounding behind its vocabulary.
+
+        Those that it has already stay where they are. Order of the ids: `internvl/train/internvl_chat_finetune.py`.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP):
+            if backend.token_to_id(token) is None:
+                backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
+        return Tokenizer(backend, self._config)
 
     def save(self, folder: str | Path, template: Template = TEMPLATES["internvl2"]) -> None:
         """Writes a folder that `transformers.AutoTokenizer` reads: the tokenizer, its tokens by name, a chat template.
@@ -125,30 +144,56 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: mark-up tokens are recognised, control tokens are ordinary characters."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_pieces([(text, False)])
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        """Ids of adjoining pieces of text, the same as of their concatenation.
+        """Ids of adjoining pieces of text at the start of a prompt, the same as of their concatenation.
 
         Args:
           pieces: (text, control); only in control text are control tokens recognised. Characters on both sides of a
             border may end up in one token, as they do where the reference tokenises the whole prompt.
         """
+        return self.encode_behind(Border.START, pieces)[0]
+
+    def encode_behind(self, before: Border, pieces: Sequence[tuple[str, bool]]) -> tuple[list[int], Border]:
+        """Ids of pieces that stand behind others, and what stands before the next.
+
+        A prompt that is encoded in several calls has the ids of the whole, except that no token lies across a border of
+        two calls.
+
+        Args:
+          before: what the call for the pieces before gave.
+          pieces: as in `encode_pieces`.
+        """
+        parts = self._split(pieces)
+        ids: list[int] = []
+        for part, following in zip(parts, [*parts, None][1:], strict=True):
+            if isinstance(part, int):
+                ids.append(part)
+                before = Border.EATER if self._added[part].rstrip else Border.TOKEN
+                continue
+            if before is Border.EATER:
+                part = part.lstrip()
+            if isinstance(following, int) and self._added[following].lstrip:
+                part = part.rstrip()
+            if part:
+                ids += self._segments.encode(part, at_start=before is Border.START, in_text=before is Border.TEXT)
+                before = Border.TEXT
+        return ids, before
+
+    def _split(self, pieces: Sequence[tuple[str, bool]]) -> list[int | str]:
+        """Pieces as the ids of added tokens and, between them, the text that adjoins."""
         parts: list[int | str] = []
         for text, control in pieces:
-            split = self._control_pattern.split(text) if control else (text,)
-            for part in split:
-                token = self._control_ids.get(part) if control else None
-                if token is not None:
-                    parts.append(token)
+            pattern = self._control_pattern if control else self._markup_pattern
+            for number, part in enumerate(pattern.split(text)):
+                if number % 2:  # the separators
+                    parts.append(self.token_id(part))
                 elif parts and isinstance(parts[-1], str):
                     parts[-1] += part
                 elif part:
                     parts.append(part)
-        ids: list[int] = []
-        for part in parts:
-            ids += (part,) if isinstance(part, int) else self._encode_part(part)
-        return ids
+        return parts
 
     def token_id(self, token: str) -> int:
         """Id of one token.
@@ -163,7 +208,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids. `skip_special` drops control tokens; mark-up always stays."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        numbers = [int(number) for number in ids]
+        if skip_special:
+            numbers = [number for number in numbers if number not in self._added or not self._added[number].special]
+        return self._segments.decode(numbers)
 
     @property
     def vocab_size(self) -> int:
@@ -180,15 +228,24 @@ class Tokenizer:
         return self._backend.to_str()
 
     @functools.cached_property
-    def _control_ids(self) -> dict[str, int]:
+    def _added(self) -> dict[int, AddedToken]:
+        """Tokens that are found before the text between them is looked at, by id."""
         added = self._backend.get_added_tokens_decoder()
-        return {token.content: number for number, token in added.items() if token.special}
+        return {number: token for number, token in added.items() if token.special or not token.normalized}
 
     @functools.cached_property
     def _control_pattern(self) -> re.Pattern[str]:
-        # Longest first, so that a token that begins like another is not cut short. The group keeps the separators.
-        tokens = sorted(self._control_ids, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, tokens)) + ")" if tokens else r"(?!)")
+        return _any_of(token.content for token in self._added.values())
+
+    @functools.cached_property
+    def _markup_pattern(self) -> re.Pattern[str]:
+        return _any_of(token.content for token in self._added.values() if not token.special)
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the tokens; a split by it keeps them."""
+    # Longest first, so that a token that begins like another is not cut short.
+    return re.compile("(" + ("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)") + ")")
 
 
 def _with_free_markup(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -211,12 +268,7 @@ def _without_special(texts: Iterable[str]) -> Iterator[str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The entries of `tokenizer_config.json` that remain true of a saved copy."""
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read it: {error}") from None
+    config = read_object(path)
     kept = {}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length"):
         value = config.get(key)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vlm_jax import checkpoints
 from vlm_jax.batch import TEXT, Batch, BatchShape, empty_batch
-from vlm_jax.convert import folders
+from vlm_jax.convert.folders import select_parts
+from vlm_jax.convert.lazy import LazyArray
+from vlm_jax.convert.workdirs import open_model
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.images import decode_image, to_rgb
 from vlm_jax.data.packing import pack_row
@@ -37,7 +38,7 @@ _WINDOW = 8
 
 
 def load(folder: str | Path, compute: Compute | None = None) -> Model:
-    """Loads a model from a training workdir or from a Hugging Face folder; it finds out which.
+    """Loads a model from a training workdir or from a model folder in any layout; it finds out which.
 
     Of a workdir the newest checkpoint is taken, or `export/` when there is none.
 
@@ -48,19 +49,7 @@ def load(folder: str | Path, compute: Compute | None = None) -> Model:
     Raises:
       UserError: the folder does not exist, holds no model, or holds one that does not fit its config.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    if not (folder / folders.CONFIG).is_file():
-        raise UserError(f"{folder}: not a model: it has no {folders.CONFIG}")
-    if not folders.is_workdir(folder):
-        params, system, tokenizer = folders.read_folder(folder)
-    elif checkpoints.complete(folder / "checkpoints"):
-        params, system, tokenizer = folders.read_workdir(folder)
-    elif (folder / "export").is_dir():
-        params, system, tokenizer = folders.read_folder(folder / "export")
-    else:
-        raise UserError(f"{folder}: the training in it has not saved a checkpoint yet")
+    params, system, tokenizer = open_model(folder)
     return Model(system, params, tokenizer, compute)
 
 
@@ -87,7 +76,7 @@ class Model:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the decoder's embedding only {rows} rows")
         self.system, self.tokenizer = system, tokenizer
         self.compute = compute or Compute(dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
-        parts = folders.select_parts(params, system.model, "model")
+        parts = select_parts(params, system.model, "model")
         self.params = jax.tree.map(partial(_hold, self.compute.dtype), parts)
         self._network = VLM(system.model, self.compute)
         self._stop_id = tokenizer.token_id(system.chat_template.stop)
@@ -304,7 +293,8 @@ def _logits(network: VLM, params: Any, batch: Batch) -> jax.Array:
 
 def _hold(dtype: str, leaf: Any) -> jax.Array:
     """Matrices in the compute dtype, so that no step casts them again; vectors (norms, scales) in float32."""
-    return jnp.asarray(leaf, dtype if np.ndim(leaf) > 1 else jnp.float32)
+    array = np.asarray(leaf) if isinstance(leaf, LazyArray) else leaf  # read one at a time
+    return jnp.asarray(array, dtype if array.ndim > 1 else jnp.float32)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,10 +1,12 @@
-"""InternViT: a pre-norm vision transformer with class token, learned positions, layer scale and drop path.
+"""One pre-norm vision transformer with learned positions: InternViT, CLIP's ViT and SigLIP's are settings of it.
 
-Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/InternVL. There is no final norm.
+Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/InternVL; `models/{clip,siglip}/` of
+`transformers`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -28,13 +30,31 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VisionConfig:
     """A vision transformer. The defaults are InternViT-300M-448px.
 
+    What differs between the towers that are released:
+
+    | | InternViT-300M | InternViT-6B | CLIP | SigLIP |
+    |---|---|---|---|---|
+    | `norm`, `qk_norm`, `qkv_bias` | LayerNorm, none, yes | RMSNorm, full, no | LayerNorm, none, yes | as CLIP |
+    | `activation` | `gelu` | `gelu` | `quick_gelu` | `gelu_tanh` |
+    | `class_token`, `patch_bias` | yes, yes | yes, yes | yes, no | no, yes |
+    | `embedding_norm`, `final_norm` | no, no | no, no | yes, no | no, yes |
+    | `layer_scale` | 1.0 | 0.1 | None | None |
+    | `mean`, `std` | ImageNet's | ImageNet's | CLIP's own | 0.5 |
+
     Attributes:
-      image_size, patch_size: side of a tile and of a patch, in pixels.
+      image_size, patch_size: side of a tile and of a patch, in pixels. Pixels right and below that make no whole patch
+        are not seen (SigLIP's 384 = 27 * 14 + 6), as by a convolution without padding.
       width, depth, heads, mlp_width: as usual; head_dim is width / heads.
-      norm, norm_eps, activation: LayerNorm and exact GELU in InternViT-300M, RMSNorm in InternViT-6B.
-      qkv_bias, qk_norm: bias on q, k, v; RMSNorm over the full width of q and of k (InternViT-6B).
-      layer_scale: initial value of the learned vectors that multiply each residual branch.
+      norm, norm_eps: of every norm.
+      activation: of the MLPs.
+      qkv_bias, qk_norm: bias on q, k, v; RMSNorm over the full width of q and of k.
+      layer_scale: initial value of the learned vectors that multiply each residual branch; None for none.
       drop_path: rate at the last layer; layers rise linearly from 0 (training only).
+      class_token: a learned token, with a position of its own, stands before the patches.
+      patch_bias: bias of the patch embedding.
+      embedding_norm: a norm of patches plus positions before the first layer (CLIP's `pre_layrnorm`).
+      final_norm: a norm of all tokens after the last layer (SigLIP's `post_layernorm`; CLIP's belongs to its pooling).
+      mean, std: of each channel, for pixels in 0..1; what enters the patch embedding is (pixel - mean) / std.
     """
 
     type: Literal["vision_transformer"] = "vision_transformer"
@@ -49,14 +69,22 @@ class VisionConfig:
     activation: Activation = "gelu"
     qkv_bias: bool = True
     qk_norm: Literal["none", "full"] = "none"
-    layer_scale: float = 1.0
+    layer_scale: float | None = 1.0
     drop_path: float = 0.1
+    class_token: bool = True
+    patch_bias: bool = True
+    embedding_norm: bool = False
+    final_norm: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"vision.heads: {self.heads} heads do not divide a width of {self.width}")
-        if self.image_size % self.patch_size:
-            raise UserError(f"vision.patch_size: {self.patch_size} does not divide image_size {self.image_size}")
+        if not 1 <= self.patch_size <= self.image_size:
+            raise UserError(f"vision.patch_size: must lie in 1..image_size ({self.image_size}), got {self.patch_size}")
+        if min(self.std) <= 0:
+            raise UserError(f"vision.std: must be positive, got {self.std}")
 
     @property
     def grid(self) -> int:
@@ -67,6 +95,16 @@ class VisionConfig:
     def patches(self) -> int:
         """Patches of a tile (N)."""
         return self.grid**2
+
+    @property
+    def first_patch(self) -> int:
+        """Index of the first patch among the tokens: 1 after a class token, else 0."""
+        return int(self.class_token)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a tile inside the transformer (N1): its patches and the class token, if there is one."""
+        return self.first_patch + self.patches
 
 
 class VisionLayer(nn.Module):
@@ -87,15 +125,16 @@ class VisionLayer(nn.Module):
         return constrain(x, "batch", None, None), cache, {}
 
     def _add(self, x: jax.Array, y: jax.Array, name: str, side: Side, branch: int) -> jax.Array:
-        scale = self.param(name, nn.initializers.constant(self.config.layer_scale), (self.config.width,))
-        y = y * scale.astype(y.dtype)
+        if self.config.layer_scale is not None:
+            scale = self.param(name, nn.initializers.constant(self.config.layer_scale), (self.config.width,))
+            y = y * scale.astype(y.dtype)
         if side.residual is not None:
             y = y * side.residual[branch][:, None, None].astype(y.dtype)
         return x + y
 
 
 class VisionTransformer(nn.Module):
-    """Patches in, hidden states out; the class token comes first."""
+    """Patches in, hidden states out; the class token, if there is one, comes first."""
 
     config: VisionConfig
     compute: Compute
@@ -107,33 +146,47 @@ class VisionTransformer(nn.Module):
         """Encodes M tiles.
 
         Args:
-          patches: raw bytes; normalised here with ImageNet's mean and standard deviation.
+          patches: raw bytes; normalised here with the config's mean and standard deviation.
           drop_key: turns drop path on (training).
           capture: how many of the last layers' outputs to return.
 
         Returns:
-          The last hidden states [M, 1 + N, D], and the outputs of the last `capture` layers.
+          The last hidden states [M, N1, D], and the outputs of the last `capture` layers, without any final norm.
         """
-        c = self.config
-        x = Linear((c.width,), dtype=self.compute.dtype, name="patch_embedding")(normalise(patches))
-        class_token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
-        positions = self.param("position_embedding", nn.initializers.normal(0.02), (1 + c.patches, c.width))
-        x = jnp.concatenate([jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, c.width)), x], axis=1)
+        c, dtype = self.config, self.compute.dtype
+        x = normalise(patches, c.mean, c.std)
+        x = Linear((c.width,), use_bias=c.patch_bias, dtype=dtype, name="patch_embedding")(x)
+        if c.class_token:
+            token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
+            x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, c.width)), x], axis=1)
+        positions = self.param("position_embedding", nn.initializers.normal(0.02), (c.tokens, c.width))
         x = constrain(x + positions.astype(x.dtype), "batch", None, None)
+        if c.embedding_norm:
+            x = Norm(c.norm, c.norm_eps, dtype, name="embedding_norm")(x)
         layer = VisionLayer(c, self.compute, parent=None)
         params = self.param("layers", lambda key: init_layers(key, layer, c.depth, x, Side()))
         residual = None
         if drop_key is not None and c.drop_path > 0:
             residual = drop_path_factors(drop_key, c.depth, c.drop_path, x.shape[0])
         x, _, captured = run_layers(layer, params, x, Side(), self.compute, residual=residual, capture=capture)
+        if c.final_norm:
+            x = Norm(c.norm, c.norm_eps, dtype, name="final_norm")(x)
         return x, captured
 
 
-def normalise(patches: UInt8[Array, "M N PP3"]) -> Float[Array, "M N PP3"]:
+def init_tower(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters of an encoder alone, as a plain nested dict."""
+    patches = jnp.zeros((1, config.patches, config.patch_size**2 * 3), jnp.uint8)
+    return VisionTransformer(config, Compute()).init(key, patches)["params"]
+
+
+def normalise(
+    patches: UInt8[Array, "M N PP3"], mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Float[Array, "M N PP3"]:
     """Bytes to (x / 255 - mean) / std per channel, in float32; channels are the fastest axis of a patch."""
     repeats = patches.shape[-1] // 3
-    mean, std = (jnp.tile(jnp.asarray(v, jnp.float32), repeats) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (patches.astype(jnp.float32) / 255.0 - mean) / std
+    means, stds = (jnp.tile(jnp.asarray(v, jnp.float32), repeats) for v in (mean, std))
+    return (patches.astype(jnp.float32) / 255.0 - means) / stds
 
 
 def drop_path_factors(key: jax.Array, depth: int, rate: float, rows: int) -> Float[Array, "L 2 rows"]:

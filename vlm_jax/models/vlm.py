@@ -64,7 +64,7 @@ class VLM(nn.Module):
         """Tiles [B, K, N, PP3] to this row's K*n visual tokens."""
         rows = patches.shape[0]
         features, _ = self.vision(rearrange(patches, "b k n p -> (b k) n p"), drop_key=drop_key)
-        visual = self.connector(features[:, 1:])  # the class token is not handed on
+        visual = self.connector(features[:, self.config.vision.first_patch :])  # a class token is not handed on
         return rearrange(visual, "(b k) n d -> b (k n) d", b=rows)
 
     def embed(
@@ -101,6 +101,21 @@ def head_kernel(params: Params, config: DecoderConfig) -> Float[Array, "D V"]:
     """The kernel from hidden states to logits, for losses that never hold all logits."""
     decoder = params["decoder"]
     return decoder["embedding"].T if config.tie_embeddings else decoder["head"]["kernel"]
+
+
+def init_connector(config: VLMConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters of the connector alone, without its prefix."""
+    connector = PixelShuffleMLP(config.connector, config.decoder.width, Compute())
+    return connector.init(key, jnp.zeros((1, config.vision.patches, config.vision.width)))["params"]
+
+
+def init_decoder(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters of a decoder alone, under `decoder/`."""
+
+    def run(decoder: Decoder, zeros: jax.Array) -> jax.Array:
+        return decoder.logits(decoder(decoder.embed(zeros), zeros, zeros, zeros))
+
+    return {"decoder": nn.init(run, Decoder(config, Compute()))(key, jnp.zeros((1, 1), jnp.int32))["params"]}
 
 
 def init_params(config: VLMConfig, key: jax.Array) -> dict[str, Any]:

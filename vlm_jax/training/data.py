@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Literal
 
 from vlm_jax.config import config_class
+from vlm_jax.data.meta import open_meta
 from vlm_jax.data.sources import Source, TFDSSource
+from vlm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Random-access conversations: what is trained on, what is looked at meanwhile, what is measured at the end."""
+    """Random-access conversations: what is trained on, what is looked at meanwhile, what is measured at the end.
+
+    Data need not have the last two; then nothing is looked at or measured.
+    """
 
     train: Source
-    validation: Source
-    test: Source
+    validation: Source | None = None
+    test: Source | None = None
 
 
 @config_class
@@ -56,6 +61,43 @@ class TFDSData:
         """Opens the data set; nothing is built."""
         del workdir, seed, say
         return _splits(Path(self.directory))
+
+
+@config_class
+class MetaData:
+    """Annotation files in InternVL's format, named by meta files (`vlm_jax.data.meta`).
+
+    How often a source's records are used follows from its `repeat_time`, unless a stage gives `data.weights` by the
+    sources' names.
+
+    Attributes:
+      train, validation, test: paths of the splits' meta files; '' is no such split.
+    """
+
+    type: Literal["meta"] = "meta"
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+
+    def open(self, workdir: Path, seed: int, say: Callable[[str], None]) -> Splits:
+        """Opens the files and says what is in them; no record is read yet."""
+        del seed
+        if not self.train:
+            raise UserError("config.data.train: the path of a meta file is missing (--config.data.train=META.json)")
+        folder = workdir / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        splits = {}
+        for split in ("train", "validation", "test"):
+            path = getattr(self, split)
+            if not path:
+                continue
+            try:
+                splits[split] = opened = open_meta(path, folder)
+            except UserError as error:
+                raise UserError(f"config.data.{split}: {error}") from None
+            parts = (f"{part.task} {len(part):,} x {opened.weights[part.task]:g}" for part in opened.parts)
+            say(f"{split}: {len(opened):,} records ({', '.join(parts)})")
+        return Splits(**splits)
 
 
 def _splits(folder: Path) -> Splits:

@@ -17,7 +17,7 @@ from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.globs import flatten, unflatten
 from vlm_jax.models.vlm import init_params
-from vlm_jax.sharding import batch_sharding, tree_shardings
+from vlm_jax.sharding import batch_sharding, place, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, Log, say
@@ -95,8 +95,11 @@ def train(
     mesh: Mesh,
     clock: Clock,
     interrupt: Interrupt,
+    start: dict[str, Any] | None = None,
 ) -> Trained:
-    """Runs the stages that are still to do.
+    """Runs the stages that are still to do; without a checkpoint, from `start` where it has a part, else from scratch.
+
+    `start` is empty afterwards, so that its arrays can go once they are on the mesh.
 
     Raises:
       KeyboardInterrupt: a signal came; a checkpoint was written first.
@@ -107,7 +110,7 @@ def train(
     params = jax.eval_shape(lambda: initial_params(recipe))
     number = checkpoints.latest()
     if number is None:
-        params = jax.jit(lambda: initial_params(recipe), out_shardings=tree_shardings(params, mesh))()
+        params = _fresh_params(recipe, mesh, start or {})
     else:
         checkpoints.verify(number)
         progress = Progress.from_meta(checkpoints.meta(number))
@@ -133,6 +136,17 @@ def train(
             checkpoints.close()  # after an error too: what is being written is somebody's work
 
 
+def _fresh_params(recipe: Recipe, mesh: Mesh, start: dict[str, Any]) -> dict[str, Any]:
+    """Float32 parameters on the mesh: those of `start` one at a time, what it lacks drawn at random."""
+
+    def absent() -> dict[str, Any]:
+        return {part: tree for part, tree in initial_params(recipe).items() if part not in start}
+
+    shapes = jax.eval_shape(absent)
+    drawn = jax.jit(absent, out_shardings=tree_shardings(shapes, mesh))() if shapes else {}
+    return {**drawn, **{part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}}
+
+
 def check_stages(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, first: int = 0) -> None:
     """Finds what would stop stage number `first` or a later one when its turn comes, which may be days from now.
 
@@ -148,6 +162,22 @@ def check_stages(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mes
             )
         Trainer(stage, recipe.models, mesh, params)
         stage_batches(recipe, i, splits, tokenizer)
+
+
+def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer) -> Recipe:
+    """The recipe with every stage's epochs counted as steps: a step is a batch of the plan.
+
+    Raises:
+      UserError: as `stage_batches`.
+    """
+    stages = []
+    for i, stage in enumerate(recipe.stages):
+        if stage.epochs:
+            plan, whole = stage_batches(recipe, i, splits, tokenizer), int(stage.epochs)
+            steps = sum(plan.count(epoch) for epoch in range(whole)) + plan.count(whole) * (stage.epochs - whole)
+            stage = dataclasses.replace(stage, steps=max(1, math.ceil(steps)), epochs=0.0)
+        stages.append(stage)
+    return dataclasses.replace(recipe, stages=tuple(stages))
 
 
 def stage_batches(recipe: Recipe, index: int, splits: Splits, tokenizer: Tokenizer, start: Position = START) -> Batches:

@@ -39,6 +39,13 @@ class Models:
     teacher: TeacherConfig | None
     compute: Compute
 
+    def with_drop_path(self, rate: float | None) -> Models:
+        """The same models, the student's encoder with another drop-path rate; its own where `rate` is None."""
+        if rate is None:
+            return self
+        vision = dataclasses.replace(self.student.vision, drop_path=rate)
+        return dataclasses.replace(self, student=dataclasses.replace(self.student, vision=vision))
+
     @property
     def teacher_vlm(self) -> VLMConfig:
         """The teacher's encoder and connector in front of the student's decoder."""
@@ -86,7 +93,8 @@ class DistillObjective:
 
     The paper publishes neither the number of layers nor how the widths are matched. Our choice: one trainable linear
     projection per matched layer from the student's width to the teacher's, dropped at export; class and patch tokens
-    alike; the mean over tokens of real tiles, then over layers.
+    alike (patch tokens alone if one of the two has no class token); the mean over tokens of real tiles, then over
+    layers.
 
     Attributes:
       layers: how many of the last layers are matched, one to one from the end (the paper's K).
@@ -117,8 +125,12 @@ class DistillObjective:
         assert models.teacher is not None
         tiles = rearrange(batch.patches, "b k n p -> (b k) n p")
         real = (batch.tile_grid[..., 0] > 0).reshape(-1).astype(jnp.float32)
-        student = self._states(models.student.vision, models.compute, params["vision"], tiles, key)
-        teacher = self._states(models.teacher.vision, models.compute, params["teacher"]["vision"], tiles, None)
+        small, large = models.student.vision, models.teacher.vision
+        student = self._states(small, models.compute, params["vision"], tiles, key)
+        teacher = self._states(large, models.compute, params["teacher"]["vision"], tiles, None)
+        if small.class_token != large.class_token:
+            student = [state[:, small.first_patch :] for state in student]
+            teacher = [state[:, large.first_patch :] for state in teacher]
         loss = jnp.zeros((), jnp.float32)
         for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
             p = params["distillation"][str(i)]

@@ -15,6 +15,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from vlm_jax import globs
 from vlm_jax.config import config_class
+from vlm_jax.errors import UserError
 from vlm_jax.sharding import spread
 
 
@@ -29,7 +30,10 @@ class OptimizerConfig:
       learning_rate: at the end of warm-up.
       schedule: cosine to `final_ratio` times the rate, linear to it, or constant.
       warmup_ratio: share of the stage's steps in which the rate rises linearly from 0.
-      weight_decay, no_decay: decay, and the path globs it spares.
+      warmup_steps: the same as a number of steps; above 0 it wins over `warmup_ratio`.
+      weight_decay, no_decay: decay, and the path globs it spares. HF's Trainer spares biases and what is an
+        `nn.LayerNorm` and so does decay the RMS norms of decoders, which is
+        `no_decay=("**/bias", "vision/**/scale", "connector/**/scale")`.
       b1, b2, eps: of AdamW.
       momentum: of Muon.
       clip_norm: global gradient norm limit; 0 turns clipping off.
@@ -41,6 +45,7 @@ class OptimizerConfig:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_ratio: float = 0.0
     warmup_ratio: float = 0.03
+    warmup_steps: int = 0
     weight_decay: float = 0.01
     no_decay: tuple[str, ...] = ("**/bias", "**/scale")
     b1: float = 0.9
@@ -50,17 +55,27 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     multipliers: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps: must not be negative, got {self.warmup_steps}")
+
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Rate of step 0, 1, ...: linear warm-up over ceil(steps * warmup_ratio) steps, then the schedule to the end."""
-    warmup = math.ceil(steps * config.warmup_ratio)
-    peak, end, rest = config.learning_rate, config.learning_rate * config.final_ratio, max(1, steps - warmup)
-    after = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio),
-        "linear": lambda: optax.linear_schedule(peak, end, rest),
-        "constant": lambda: optax.constant_schedule(peak),
-    }[config.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
+    """Rate of step 0, 1, ...: linear warm-up from 0, then the schedule to the end.
+
+    With `final_ratio` 0 these are `get_{cosine,linear,constant}_schedule_with_warmup` of `transformers`, with the
+    warm-up that its `TrainingArguments` ask for: `warmup_steps`, or else ceil(steps * warmup_ratio).
+    """
+    warmup = config.warmup_steps or math.ceil(steps * config.warmup_ratio)
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        left = jnp.clip((steps - jnp.asarray(step)) / max(1, steps - warmup), 0.0, 1.0)  # from 1 to 0
+        # sin(x)^2 with x = pi/2 * left is (1 + cos(pi * (1 - left))) / 2, and exact in float32 where that is near 0.
+        shape = {"cosine": jnp.sin(jnp.pi / 2 * left) ** 2, "linear": left, "constant": 1.0}[config.schedule]
+        after = config.final_ratio + (1.0 - config.final_ratio) * shape
+        return config.learning_rate * jnp.where(step < warmup, step / max(1, warmup), after)
+
+    return rate
 
 
 def without_schedule(config: OptimizerConfig) -> OptimizerConfig:
@@ -68,7 +83,7 @@ def without_schedule(config: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(config, **{name: getattr(OptimizerConfig(), name) for name in _SCHEDULE})
 
 
-_SCHEDULE = ("learning_rate", "schedule", "final_ratio", "warmup_ratio")
+_SCHEDULE = ("learning_rate", "schedule", "final_ratio", "warmup_ratio", "warmup_steps")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

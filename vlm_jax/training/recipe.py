@@ -13,12 +13,12 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.sharding import MeshConfig
 from vlm_jax.system import System
-from vlm_jax.training.data import PocketData, TFDSData
+from vlm_jax.training.data import MetaData, PocketData, TFDSData
 from vlm_jax.training.objectives import DistillObjective, GenerateObjective, Models, TeacherConfig
 from vlm_jax.training.optimizer import OptimizerConfig
 
 Objective = Annotated[GenerateObjective | DistillObjective, pydantic.Field(discriminator="type")]
-Data = Annotated[PocketData | TFDSData, pydantic.Field(discriminator="type")]
+Data = Annotated[PocketData | TFDSData | MetaData, pydantic.Field(discriminator="type")]
 
 
 @config_class
@@ -30,7 +30,9 @@ class Stage:
       objective: what is minimised.
       trainable: ordered path globs, '!' takes back, last match wins; all else is frozen and has no optimizer state.
       steps: optimizer steps.
+      epochs: in place of `steps`, how often the mixture is gone through.
       accumulation: micro-batches that one step is made of (the batch's rows are split among them).
+      drop_path: rate in this stage; the vision config's own when None.
       data: which records, how often, and the static shape of a batch.
       loss_reduction: what a supervised token of a conversation with x of them weighs: 1 (`token`), 1/x (`sample`) or
         1/sqrt(x) (`square`, as in InternVL's domain adaptation, so that long answers do not drown short ones).
@@ -39,17 +41,52 @@ class Stage:
     name: str
     objective: Objective
     trainable: tuple[str, ...]
-    steps: int
     data: MixtureConfig
+    steps: int = 0
+    epochs: float = 0.0
     loss_reduction: LossReduction = "token"
     accumulation: int = 1
+    drop_path: float | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.accumulation < 1 or self.data.rows % self.accumulation:
+        if min(self.steps, self.epochs) < 0 or (self.steps > 0) == (self.epochs > 0):
             raise UserError(
-                f"config.stages '{self.name}': steps ({self.steps}) and accumulation ({self.accumulation}) must be at "
-                f"least 1, and accumulation must divide data.rows ({self.data.rows})"
+                f"config.stages '{self.name}': either steps or epochs must be positive, they are {self.steps} and "
+                f"{self.epochs:g}"
+            )
+        if self.accumulation < 1 or self.data.rows % self.accumulation:
+            raise UserError(
+                f"config.stages '{self.name}': accumulation ({self.accumulation}) must be at least 1 and divide "
+                f"data.rows ({self.data.rows})"
+            )
+
+
+@config_class
+class Start:
+    """Released or trained weights to begin with; nothing of it is read any more when a run is continued.
+
+    Attributes:
+      model: a training workdir, or a model folder in any layout.
+      vision, decoder: in its place, a vision tower's folder and a language model's: a fresh connector comes between
+        them, and the language model learns InternVL's nine tokens.
+    """
+
+    model: str = ""
+    vision: str = ""
+    decoder: str = ""
+
+    def check(self) -> None:
+        """Not when it is made: a recipe's file leaves the folders to the command line.
+
+        Raises:
+          UserError: neither a model's folder is given nor both parts', or more than that.
+        """
+        parts = bool(self.vision), bool(self.decoder)
+        if parts not in ((False, False), (True, True)) or (bool(self.model) == all(parts)):
+            raise UserError(
+                "config.start: give the folder of a model, as --config.start.model=DIR, or of both parts, as "
+                "--config.start.vision=DIR --config.start.decoder=DIR"
             )
 
 
@@ -109,9 +146,11 @@ class Recipe:
     Attributes:
       name: shown in logs and reports.
       seed: of initial values, data order, drop path and everything else that is drawn.
-      system: the model that comes out, its image layout and chat template.
+      system: the model that comes out, its image layout and chat template; what `start` holds when None.
+      start: weights to begin with; fresh ones when None.
       teacher: a larger encoder for distillation, or None.
-      tokenizer_size: words, special tokens included, of the byte-level BPE that is trained on the training text.
+      tokenizer_size: words, special tokens included, of the byte-level BPE that is trained on the training text where
+        `start` brings no tokenizer.
       data: where conversations come from.
       stages: run in order.
       evaluation: what is measured at the end.
@@ -120,10 +159,11 @@ class Recipe:
     """
 
     name: str
-    system: System
+    system: System | None
     data: Data
     stages: tuple[Stage, ...]
     seed: int = 0
+    start: Start | None = None
     teacher: TeacherConfig | None = None
     tokenizer_size: int = 1024
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -134,16 +174,23 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise UserError(f"config.stages: names must differ, got {', '.join(names)}")
-        vision = self.system.model.vision
+        for i, stage in enumerate(self.stages):
+            if "teacher" in stage.objective.parts and self.teacher is None:
+                raise UserError(f"config.stages[{i}].objective needs config.teacher")
+        if self.system is None and self.start is None:
+            raise UserError("config.system: needed where config.start names no folder to take it from")
+        if self.system is not None:
+            self._check_system(self.system)
+
+    def _check_system(self, system: System) -> None:
+        vision = system.model.vision
         if self.teacher is not None:
             for name in ("image_size", "patch_size"):  # both see the same batch
                 ours, its = getattr(vision, name), getattr(self.teacher.vision, name)
                 if ours != its:
                     raise UserError(f"config.teacher.vision.{name} is {its}, config.system.model.vision.{name} {ours}")
         for i, stage in enumerate(self.stages):
-            if "teacher" in stage.objective.parts and self.teacher is None:
-                raise UserError(f"config.stages[{i}].objective needs config.teacher")
-            longest = self.system.model.decoder.context
+            longest = system.model.decoder.context
             if stage.data.tokens > longest:
                 raise UserError(
                     f"config.stages[{i}].data.tokens is {stage.data.tokens}, more than the decoder's context of "
@@ -153,6 +200,7 @@ class Recipe:
     @property
     def models(self) -> Models:
         """The models that objectives work on."""
+        assert self.system is not None, "the recipe's system was not taken from its start"
         return Models(self.system.model, self.teacher, self.compute)
 
 
@@ -161,5 +209,5 @@ def recipe_config(**fields: Any) -> Any:
     return complete(Recipe, fields)
 
 
-MAY_CHANGE = ("config.runtime.", "config.data.directory")
+MAY_CHANGE = ("config.runtime.", "config.data.directory", "config.start.")
 """Beginnings of the paths of fields that may differ when a run is continued."""

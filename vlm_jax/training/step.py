@@ -66,7 +66,7 @@ class Step:
     @classmethod
     def of(cls, stage: Stage, models: Models) -> Step:
         """The step of a stage."""
-        optimizer = without_schedule(stage.optimizer)
+        optimizer, models = without_schedule(stage.optimizer), models.with_drop_path(stage.drop_path)
         return cls(stage.objective, stage.trainable, stage.accumulation, optimizer, models)
 
     def new_state(self, params: Params) -> TrainState:

@@ -1,0 +1,35 @@
+import dataclasses
+
+import pytest
+
+from tests.meta_fixture import RECORDS, write_meta
+from tests.training.helpers import recipe_fields
+from vlm_jax.config import build
+from vlm_jax.errors import UserError
+from vlm_jax.training.data import MetaData
+from vlm_jax.training.recipe import Recipe
+
+
+def test_a_recipe_takes_meta_files(tmp_path):
+    train = write_meta(tmp_path / "train", scale=0.05)
+    test = write_meta(tmp_path / "test", scale=0.05)
+    data = build(Recipe, recipe_fields(data=dict(type="meta", train=str(train)))).data
+    assert data == MetaData(train=str(train))
+    said = []
+    splits = data.open(tmp_path / "run", 0, said.append)
+    assert splits.validation is splits.test is None
+    assert len(splits.train) == 3 * RECORDS + RECORDS // 2
+    assert said == ["train: 28 records (captions 8 x 1, pages 8 x 2, pairs 8 x 1, talk 4 x 1)"]
+    splits = dataclasses.replace(data, test=str(test)).open(tmp_path / "run", 0, said.append)
+    assert splits.validation is None
+    assert len(splits.test) == 28
+    assert said[-1].startswith("test: 28 records")
+
+
+def test_mistakes_name_the_field(tmp_path):
+    with pytest.raises(UserError, match=r"config.data.*train: required field is missing"):
+        build(Recipe, recipe_fields(data=dict(type="meta")))
+    with pytest.raises(UserError, match=r"config.data.train: the path of a meta file is missing"):
+        MetaData(train="")
+    with pytest.raises(UserError, match=r"config.data.test: .*no.json: cannot be read: No such file"):
+        MetaData(train=str(write_meta(tmp_path, scale=0.05)), test=str(tmp_path / "no.json")).open(tmp_path, 0, print)

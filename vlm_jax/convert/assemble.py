@@ -1,0 +1,123 @@
+"""A vision-language model out of parts: a vision tower, a language model, and a fresh connector between them.
+
+What InternVL's trainer does before its first stage (`internvl/train/internvl_chat_finetune.py`): nine tokens are added
+to the tokenizer, the embedding and the head get a row for every id, and new rows are the mean of the old ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_jax import globs
+from vlm_jax.convert import table
+from vlm_jax.convert.decoders import FAMILIES, DecoderFamily, family_named
+from vlm_jax.convert.fields import CONFIG, Fields
+from vlm_jax.convert.folders import Opened, shapes_of
+from vlm_jax.convert.safetensors_folder import open_weights
+from vlm_jax.convert.towers import open_tower
+from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.files import read_json, refuse_links_out
+from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.vlm import VLMConfig, init_connector, init_decoder
+from vlm_jax.system import System
+
+_TEMPLATES = {"qwen2": "internvl2", "qwen3": "internvl2_5", "phi3": "phi3", "internlm2": "internlm2-chat"}
+"""Prompt format of Mini-InternVL with such a decoder; others get the first."""
+
+
+def open_decoder(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig, DecoderFamily]:
+    """Opens a language model's own folder.
+
+    Returns:
+      Parameters under `decoder` (read when they are looked at), its config, and its family.
+
+    Raises:
+      UserError: as `folders.open_folder`.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        refuse_links_out(folder)
+    where = str(folder / CONFIG)
+    content = read_json(folder / CONFIG)
+    family = family_named(FAMILIES, "model_type", content.get("model_type"), where)
+    fields = Fields(content, where)
+    config = family.read(fields)
+    fields.finish()
+    plan = table.plan(family.rules, shapes_of(partial(init_decoder, config)))
+    tensors = open_weights(folder)
+    if config.tie_embeddings:  # some folders hold the head a second time
+        tensors.pop("lm_head.weight", None)
+    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
+    return globs.unflatten(table.read(plan, tensors)), config, family
+
+
+def assemble(
+    vision: str | Path,
+    decoder: str | Path,
+    *,
+    image_size: int | None = None,
+    template: str = "",
+    max_tiles: int = 12,
+    seed: int = 0,
+) -> Opened:
+    """Puts a tower and a language model together.
+
+    The head is untied from the embedding, as in every InternVL, and both have one row for each id of the tokenizer:
+    rows that a release holds beyond its own tokenizer are cut off.
+
+    Args:
+      vision: folder of a tower (see `towers.open_tower`).
+      decoder: folder of a language model with its tokenizer.
+      image_size: side of a tile in pixels; the tower's own when None. Position embeddings are resized.
+      template: prompt format; that of Mini-InternVL with such a decoder when empty.
+      max_tiles: of one image.
+      seed: of the connector.
+
+    Raises:
+      UserError: a folder is damaged or of another kind, or the parts do not fit together.
+    """
+    tower, vision_config = open_tower(vision, image_size)
+    language, config, family = open_decoder(decoder)
+    tokenizer = Tokenizer.load(decoder)
+    known = tokenizer.vocab_size
+    tokenizer = tokenizer.with_image_tokens()
+    config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, tie_embeddings=False)
+    model = VLMConfig(vision=vision_config, connector=PixelShuffleMLPConfig(), decoder=config)
+    system = System(
+        model=model,
+        layout=ClosestAspect(tile_size=vision_config.image_size, max_tiles=max_tiles),
+        template=template or _TEMPLATES.get(family.model_type, "internvl2"),
+    )
+    params = {
+        "vision": tower["vision"],
+        "connector": jax.tree.map(np.asarray, init_connector(model, jax.random.key(seed))),
+        "decoder": _with_rows(language["decoder"], known, tokenizer.vocab_size),
+    }
+    return Opened(params, system, tokenizer)
+
+
+def _with_rows(decoder: Mapping[str, Any], known: int, rows: int) -> dict[str, Any]:
+    """Embedding and head with `rows` rows; those from `known` on are the mean of those before."""
+    embedding = np.asarray(decoder["embedding"])
+    head = np.asarray(decoder["head"]["kernel"]).T if "head" in decoder else embedding
+    return {
+        **decoder,
+        "embedding": _resized(embedding, known, rows),
+        "head": {"kernel": np.ascontiguousarray(_resized(head, known, rows).T)},
+    }
+
+
+def _resized(matrix: np.ndarray, known: int, rows: int) -> np.ndarray:
+    old = matrix[:known]
+    # Summed in float64: a sum of 150 000 numbers in bfloat16 would stand still.
+    mean = old.mean(axis=0, dtype=np.float64).astype(matrix.dtype)
+    return np.concatenate([old, np.broadcast_to(mean, (rows - len(old), matrix.shape[1]))])

@@ -1,0 +1,92 @@
+"""What training leaves in its workdir, and a model in the same form: layout `orbax`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_jax import checkpoints
+from vlm_jax.config import build, to_plain
+from vlm_jax.convert.fields import CONFIG
+from vlm_jax.convert.folders import DTYPES, Opened, open_folder, select_parts
+from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.files import new_folder, read_json, write_json
+from vlm_jax.system import System
+
+CHECKPOINTS, TOKENIZER, EXPORT = "checkpoints", "tokenizer", "export"
+"""Folders of a workdir."""
+
+
+def is_workdir(folder: Path) -> bool:
+    """Whether `folder` is a training workdir (rather than a model folder)."""
+    return (folder / CONFIG).is_file() and "system" in read_json(folder / CONFIG)
+
+
+def read_workdir(folder: str | Path, step: int | None = None) -> Opened:
+    """Reads what training left in its workdir.
+
+    Args:
+      folder: the workdir.
+      step: number of the checkpoint; the newest when None.
+
+    Raises:
+      UserError: a file is missing, there is no such checkpoint, or it does not fit the workdir's config.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    if "system" not in config:
+        raise UserError(f"{folder / CONFIG}: not the config of a training run: it has no 'system'")
+    system = build(System, config["system"], name=f"{folder / CONFIG}: config.system")
+    params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=("vision", "connector", "decoder"))
+    return Opened(select_parts(params, system.model, str(folder)), system, Tokenizer.load(folder / TOKENIZER))
+
+
+def write_workdir(
+    folder: str | Path, params: Mapping[str, Any], system: System, tokenizer: Tokenizer, dtype: str = "float32"
+) -> None:
+    """Writes a model as a workdir with one checkpoint, number 0, and nothing else of a run; all of it or nothing.
+
+    Args:
+      folder, params, system, tokenizer, dtype: as in `folders.write_folder`; all parameters are held in memory.
+
+    Raises:
+      UserError: the folder exists, parameters are missing, or the disk is full.
+    """
+    folder = Path(folder)
+    with new_folder(folder) as aside:
+        chosen = select_parts(params, system.model, str(folder))
+        arrays = jax.tree.map(lambda leaf: np.asarray(leaf).astype(DTYPES[dtype], copy=False), chosen)
+        checkpoints.write_params(aside / CHECKPOINTS, 0, arrays)
+        tokenizer.save(aside / TOKENIZER, system.chat_template)
+        write_json(aside / CONFIG, {"system": to_plain(system)})
+
+
+def open_model(folder: str | Path, step: int | None = None) -> Opened:
+    """Opens whatever holds a model: a training workdir, or a model folder in any layout; it finds out which.
+
+    Args:
+      folder: where the model lies. Of a workdir the newest checkpoint is taken, or `export/` when there is none.
+      step: of a workdir, the number of a checkpoint.
+
+    Raises:
+      UserError: the folder does not exist, holds no model, or holds one that does not fit its config.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not a model: it has no {CONFIG}")
+    if not is_workdir(folder):
+        if step is not None:
+            raise UserError(f"{folder}: is not a training workdir, it has no checkpoint {step} to choose")
+        return open_folder(folder)
+    if checkpoints.complete(folder / CHECKPOINTS) or step is not None:
+        return read_workdir(folder, step)
+    if (folder / EXPORT).is_dir():
+        return open_folder(folder / EXPORT)
+    raise UserError(f"{folder}: the training in it has not saved a checkpoint yet")
