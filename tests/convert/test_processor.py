@@ -229,19 +229,28 @@ def test_settings_nested_or_flat(copy):
 def test_settings_that_we_would_not_follow_are_told_at_once(copy):
     edit(
         copy / "preprocessor_config.json",
-        image_mean=[0.5, 0.5, 0.5], size={"height": 28, "width": 32}, resample=2, do_rescale=False,
-        image_std=[0.229, 0.224, 0.2250000001],
+        size={"height": 28, "width": 32}, resample=2, do_rescale=False, do_center_crop=True,
     )  # fmt: skip
     with pytest.raises(UserError) as error:
         read_folder(copy)
     for part in (
-        "image_mean must be (0.485, 0.456, 0.406), is [0.5, 0.5, 0.5]",
+        "settings of the image processor (preprocessor_config.json or processor_config.json): ",
         "size must be {'height': 32, 'width': 32}, is {'height': 28, 'width': 32}",
         "resample must be 3, is 2",
         "do_rescale must be True, is False",
+        "do_center_crop must be False, is True",
     ):
         assert part in str(error.value)
-    assert "image_std" not in str(error.value)
+
+
+def test_pixel_statistics_come_from_the_settings(copy):
+    edit(copy / "preprocessor_config.json", image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2])
+    vision = read_folder(copy)[1].model.vision
+    assert (vision.mean, vision.std) == ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+    params, system, words = read_folder(copy)
+    write_folder(copy.with_name("again"), params, system, words)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        assert json.loads((copy.with_name("again") / name).read_text())["image_std"] == [0.5, 0.25, 0.2]
 
 
 def test_the_original_layout_needs_no_settings(tmp_path):

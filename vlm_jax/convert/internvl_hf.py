@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
-from vlm_jax.convert.fields import IMAGES, Fields, activation_name
+from vlm_jax.convert.fields import Fields, activation_name
 from vlm_jax.convert.images import read_statistics
 from vlm_jax.convert.internvit import not_internvit, read_vision
-from vlm_jax.convert.processors import processor_files, read_layout, read_settings
+from vlm_jax.convert.processors import SETTINGS, processor_files, read_layout, read_settings
 from vlm_jax.convert.prompts import read_prompt, write_prompt
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
 from vlm_jax.convert.vision_family import VisionFamily
@@ -183,8 +183,9 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     fields.need("projector_hidden_act", "gelu", "gelu")
     fields.need("vision_feature_layer", -1, -1)
     fields.need("vision_feature_select_strategy", "default", "default")
-    beside = str(Path(where).with_name(IMAGES))
-    vision = dataclasses.replace(_read_encoder(encoder), **read_statistics(images, beside))
+    stored = _read_encoder(encoder)
+    layout = read_layout(images, stored.image_size, f"{where}: {SETTINGS}")
+    vision = dataclasses.replace(stored, **read_statistics(images, f"{where}: {SETTINGS}"))
     model = VLMConfig(
         vision=vision,
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
@@ -194,7 +195,6 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     template = fields.get("template", TEMPLATE_OF_RELEASES)
     prompt = read_prompt(fields, template)
     fields.finish()
-    layout = read_layout(images, model.vision.image_size, beside)
     return System(model=model, layout=layout, template=template, system_prompt=prompt)
 
 

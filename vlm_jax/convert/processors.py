@@ -19,6 +19,9 @@ from vlm_jax.system import System
 
 PROCESSOR, VIDEOS = "processor_config.json", "video_preprocessor_config.json"
 
+SETTINGS = f"settings of the image processor ({IMAGES} or {PROCESSOR})"
+"""What to call them in errors."""
+
 _NESTED = "image_processor"
 _BICUBIC = 3
 
@@ -61,16 +64,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: there are none, or a file is not JSON.
     """
-    files = {name: read_json(folder / name) for name in (PROCESSOR, IMAGES) if (folder / name).is_file()}
-    nested = files.get(PROCESSOR, {}).get(_NESTED)
-    settings = nested if isinstance(nested, Mapping) else files.get(IMAGES)
-    if not settings:
-        raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
-    return dict(settings)
+    if (folder / PROCESSOR).is_file():
+        nested = read_json(folder / PROCESSOR).get(_NESTED)
+        if isinstance(nested, dict):
+            return nested
+    if (folder / IMAGES).is_file():
+        return read_json(folder / IMAGES)
+    raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
 
 
 def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> ClosestAspect:
-    """The layout that the settings of an image processor describe.
+    """The layout that the settings of an image processor describe. (Mean and standard deviation: `read_statistics`.)
 
     Args:
       settings: what `read_settings` found; what is missing counts as InternVL's.
@@ -78,10 +82,11 @@ def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> Clos
       where: what to call the settings in errors.
 
     Raises:
-      UserError: naming every setting by which tiles would come out otherwise than they do here.
+      UserError: naming every setting by which pixels would come out otherwise than they do here.
     """
     fields = Fields(settings, where)
-    fields.need("do_resize", True, True)
+    for name in ("do_resize", "do_rescale"):
+        fields.need(name, True, True)
     fields.need("do_center_crop", False, False)
     fields.need("do_pad", False, False)
     fields.need("resample", _BICUBIC, _BICUBIC)
