@@ -4,8 +4,10 @@ import jax
 import numpy as np
 
 from tests.training.helpers import noise_batch
+from vlm_jax import globs
+from vlm_jax.convert.towers import tower_shapes
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import VisionTransformer, init_tower
+from vlm_jax.models.vision_transformer import VisionTransformer
 from vlm_jax.training.objectives import DistillObjective, Models, TeacherConfig, cosine
 
 
@@ -18,22 +20,28 @@ def test_distilling_where_one_has_no_class_token(recipe):
         TeacherConfig(vision=teacher, connector=recipe.teacher.connector),
         Compute(),
     )
-    objective = DistillObjective(layers=1)
-    trees = {
-        "vision": init_tower(student, jax.random.key(2)),
-        "teacher": {"vision": init_tower(teacher, jax.random.key(3))},
-        **objective.init(models, jax.random.key(4)),
-    }
-    batch = noise_batch(rows=2)
-    loss, sums = objective(models, trees, batch, None)
-    real = batch.tile_grid[..., 0].reshape(-1) > 0
-    tiles = batch.patches.reshape(-1, *batch.patches.shape[2:])[real]
-    (small,), (large,) = (
-        VisionTransformer(vision, Compute()).apply({"params": tree}, tiles, capture=1)[1]
-        for vision, tree in ((student, trees["vision"]), (teacher, trees["teacher"]["vision"]))
+    rng = np.random.default_rng(2)
+    ours, its = (
+        globs.unflatten({path: rng.standard_normal(shape) for path, shape in tower_shapes(vision).items()})["vision"]
+        for vision in (student, teacher)
     )
-    assert small.shape[1] == large.shape[1] + 1
-    projection = trees["distillation"]["0"]
-    expected = cosine(small[:, 1:] @ projection["kernel"] + projection["bias"], large).mean(axis=1).sum()
-    np.testing.assert_allclose(loss, -expected, rtol=1e-5)
+    kernel, bias = rng.standard_normal((12, 24)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
+    trees = {"vision": ours, "teacher": {"vision": its}, "distillation": {"0": {"kernel": kernel, "bias": bias}}}
+    batch = noise_batch(rows=2)
+    real = batch.tile_grid[..., 0].reshape(-1) > 0
+
+    @jax.jit
+    def both(trees, batch):
+        tiles = batch.patches.reshape(-1, *batch.patches.shape[2:])
+        small, large = (
+            VisionTransformer(vision, Compute()).apply({"params": tree}, tiles, capture=1)[1][0]
+            for vision, tree in ((student, trees["vision"]), (teacher, trees["teacher"]["vision"]))
+        )
+        assert small.shape[1] == large.shape[1] + 1
+        by_hand = cosine(small[:, 1:] @ kernel + bias, large).mean(axis=1)
+        return DistillObjective(layers=1)(models, trees, batch, None), by_hand
+
+    (loss, sums), by_hand = both(trees, batch)
+    np.testing.assert_allclose(loss, -by_hand[real].sum(), rtol=1e-5)
     assert sums["weight"] == real.sum()
+    assert np.std(by_hand) > 0.01
