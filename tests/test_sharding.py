@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec as P
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.models.vision_transformer import VisionConfig
+from vlm_jax.models.vision_transformer import VisionConfig, init_tower
 from vlm_jax.models.vlm import VLMConfig, init_params
 from vlm_jax.sharding import MeshConfig, describe, make_mesh, parameter_sharding, partition
 
@@ -45,6 +45,32 @@ def test_every_parameter_of_the_1b_model_has_a_fitting_rule(mesh):
     kernels = [line for line in lines if "kernel" in line or line.startswith("decoder/embedding")]
     assert len(lines) > 30
     assert all("fsdp" in line or "tensor" in line for line in kernels), kernels
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"patch_bias": False, "embedding_norm": True, "layer_scale": None},  # CLIP-L/14
+        {"width": 1152, "mlp_width": 4304, "class_token": False, "final_norm": True, "layer_scale": None},  # so400m
+        {
+            "width": 3200,
+            "heads": 25,
+            "mlp_width": 12800,
+            "norm": "rms_norm",
+            "qk_norm": "full",
+            "qkv_bias": False,
+        },  # 6B
+    ],
+)
+def test_every_parameter_of_other_towers_has_a_fitting_rule(mesh, fields):
+    config = VisionConfig(depth=2, **fields)
+    lines = describe({"vision": jax.eval_shape(lambda: init_tower(config, jax.random.key(0)))}, mesh)
+    split = {line.split()[0] for line in lines if "fsdp" in line or "tensor" in line}
+    large = {line.split()[0] for line in lines if line.split()[0].endswith(("kernel", "position_embedding"))}
+    assert large <= split, large - split
+    norms = [line for line in lines if "embedding_norm" in line or "final_norm" in line]
+    assert all(line.endswith(" ()") for line in norms), norms
+    assert len(norms) == (0 if "qk_norm" in fields else 2)
 
 
 def test_wrong_mesh_is_one_line():

@@ -206,3 +206,11 @@ def test_mistakes_name_the_record(preparer, conversation):
         preparer(dataclasses.replace(conversation, images=()))
     with pytest.raises(UserError, match="patch_size"):
         dataclasses.replace(preparer, patch_size=0)
+
+
+def test_pixels_that_make_no_whole_patch_are_dropped(preparer, conversation):
+    """SigLIP's tiles of 384 pixels hold 27 patches of 14 along a side."""
+    example = dataclasses.replace(preparer, patch_size=12)(conversation)
+    assert example.tile_grid.tolist() == [[2, 2]] * len(example.patches)
+    pixels = cut_tiles(decode_image(conversation.images[0], "x"), preparer.layout)
+    np.testing.assert_array_equal(example.patches[: len(pixels)], patchify(pixels[:, :24, :24], 12))

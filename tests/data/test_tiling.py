@@ -132,6 +132,9 @@ def test_patches_are_raster_order_rows_of_pixels_and_come_back():
     assert patches.flags.c_contiguous
     np.testing.assert_array_equal(patches[1, 4], tiles[1, 14:28, 14:28].reshape(-1))
     np.testing.assert_array_equal(unpatchify(patches, (2, 3), 14), tiles)
+    # A rest that makes no whole patch is dropped right and below.
+    wider = np.pad(tiles, [(0, 0), (0, 13), (0, 1), (0, 0)], constant_values=7)
+    np.testing.assert_array_equal(patchify(wider, 14), patches)
 
 
 def test_bad_layouts():

@@ -1,0 +1,161 @@
+"""Sizes and switches of the vision transformer; `tests/convert/test_towers.py` compares its numbers with others'."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vlm_jax import globs
+from vlm_jax.convert.folders import parameter_shapes
+from vlm_jax.convert.towers import tower_shapes
+from vlm_jax.errors import UserError
+from vlm_jax.models.layers import ACTIVATIONS, Compute
+from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer, normalise
+from vlm_jax.models.vlm import VLM
+
+CLIP_L = VisionConfig(
+    image_size=336, norm_eps=1e-5, activation="quick_gelu", patch_bias=False, embedding_norm=True, layer_scale=None
+)
+SIGLIP = VisionConfig(
+    image_size=384, width=1152, depth=27, mlp_width=4304, activation="gelu_tanh", class_token=False, final_norm=True,
+    layer_scale=None,
+)  # fmt: skip
+
+
+def count(vision):
+    return sum(int(np.prod(shape)) for shape in tower_shapes(vision).values())
+
+
+def test_internvit_300m():
+    assert count(VisionConfig()) == 304_012_288
+
+
+@pytest.mark.parametrize(("depth", "image_size", "billions"), [(45, 448, 5.54), (48, 224, 5.90)])
+def test_internvit_6b(depth, image_size, billions):
+    vision = VisionConfig(
+        image_size=image_size, width=3200, depth=depth, heads=25, mlp_width=12800, norm="rms_norm", qkv_bias=False,
+        qk_norm="full", layer_scale=0.1,
+    )  # fmt: skip
+    width, hidden = 3200, 12800
+    attention = 3 * width * width + 2 * width + width * width + width  # q, k, v; the norms of q and k; out
+    mlp = width * hidden + hidden + hidden * width + width
+    layer = attention + mlp + 2 * width + 2 * width  # and two norms, two scales
+    patches = (image_size // 14) ** 2
+    embeddings = 14 * 14 * 3 * width + width + width + (1 + patches) * width
+    assert count(vision) == depth * layer + embeddings
+    assert count(vision) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("image_size", [224, 336])
+def test_clip_l(image_size):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=image_size,
+        patch_size=14,
+    )  # fmt: skip
+    with torch.device("meta"):
+        reference = transformers.CLIPVisionModel(config)
+    left_out = sum(p.numel() for name, p in reference.named_parameters() if "post_layernorm" in name)
+    assert left_out == 2048
+    vision = dataclasses.replace(CLIP_L, image_size=image_size)
+    assert count(vision) == reference.num_parameters() - left_out
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("image_size", "tokens"), [(224, 256), (384, 729)])
+def test_siglip_so400m(image_size, tokens):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=image_size,
+        patch_size=14, vision_use_head=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        reference = transformers.SiglipVisionModel(config)
+    vision = dataclasses.replace(SIGLIP, image_size=image_size)
+    assert count(vision) == reference.num_parameters()
+    assert vision.tokens == tokens
+
+
+@pytest.mark.torch
+def test_activations():
+    torch = pytest.importorskip("torch")
+    from transformers.activations import ACT2FN
+
+    x = np.linspace(-6, 6, 400, dtype=np.float32)
+    for ours, theirs in {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}.items():
+        expected = ACT2FN[theirs](torch.tensor(x)).numpy()
+        np.testing.assert_allclose(ACTIVATIONS[ours](x), expected, rtol=0, atol=2e-6)
+    assert 0.02 < np.abs(ACTIVATIONS["quick_gelu"](x) - ACTIVATIONS["gelu"](x)).max() < 0.021
+
+
+def test_pixels_are_normalised_with_the_configs_statistics():
+    patches = np.arange(12, dtype=np.uint8).reshape(1, 1, 12)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    expected = (np.arange(12).reshape(4, 3) / 255 - mean) / std
+    np.testing.assert_allclose(normalise(patches, mean, std).reshape(4, 3), expected, rtol=1e-6)
+    vision = dataclasses.replace(tiny.system().model.vision, depth=1)
+    params = tiny.params()["vision"]
+    tiles = np.random.default_rng(0).integers(0, 256, (1, 16, 192), dtype=np.uint8)
+    outputs = [
+        VisionTransformer(dataclasses.replace(vision, **fields), Compute()).apply({"params": params}, tiles)[0]
+        for fields in ({}, {"mean": mean}, {"std": std})
+    ]
+    assert min(np.abs(outputs[0] - other).max() for other in outputs[1:]) > 1e-3
+
+
+@pytest.mark.parametrize("vision", [CLIP_L, SIGLIP])
+def test_scan_and_drop_path(vision):
+    vision = dataclasses.replace(
+        vision, image_size=20, patch_size=8, width=24, depth=2, heads=3, mlp_width=40, drop_path=0.5
+    )
+    assert (vision.grid, vision.patches, vision.tokens) == (2, 4, 4 + vision.first_patch)
+    rng = np.random.default_rng(0)
+    shapes = tower_shapes(vision)
+    tree = globs.unflatten({path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()})
+    tiles = rng.integers(0, 256, (3, 4, 192), dtype=np.uint8)
+
+    def run(compute, key=None):
+        return VisionTransformer(vision, compute).apply({"params": tree["vision"]}, tiles, drop_key=key)[0]
+
+    plain = run(Compute())
+    assert plain.shape == (3, vision.tokens, 24)
+    np.testing.assert_allclose(run(Compute(scan_layers=True)), plain, rtol=1e-4, atol=1e-4)
+    assert np.abs(run(Compute(), jax.random.key(1)) - plain).max() > 0.1
+
+
+def test_a_model_without_class_token_hands_on_every_patch():
+    model = tiny.system().model
+    vision = dataclasses.replace(model.vision, class_token=False)
+    config = dataclasses.replace(model, vision=vision)
+    shapes = parameter_shapes(config)
+    assert shapes["vision/position_embedding"] == (16, 24)
+    assert "vision/class_embedding" not in shapes
+    params = {**tiny.params(), "vision": dict(tiny.params()["vision"])}
+    del params["vision"]["class_embedding"]
+    params["vision"]["position_embedding"] = params["vision"]["position_embedding"][1:]
+    patches = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 192), dtype=np.uint8)
+    features, _ = VisionTransformer(vision, Compute()).apply({"params": params["vision"]}, patches[0])
+    assert features.shape == (2, 16, 24)
+    network = VLM(config)
+    visual = network.apply({"params": params}, patches, method="encode")
+    expected = network.apply({"params": params}, features, method=lambda model, x: model.connector(x))
+    assert visual.shape == (1, 8, 32)
+    np.testing.assert_allclose(visual[0], expected.reshape(8, 32), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": 500}, r"vision\.patch_size: must lie in 1\.\.image_size \(448\), got 500"),
+        ({"std": (0.1, 0.0, 0.1)}, r"vision\.std: must be positive"),
+        ({"heads": 15}, r"vision\.heads: 15 heads do not divide a width of 1024"),
+    ],
+)
+def test_impossible_configs(fields, message):
+    with pytest.raises(UserError, match=message):
+        VisionConfig(**fields)
