@@ -33,3 +33,7 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the processes of pytest-x
     _remove_left_behind()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--full-size", action="store_true", help="run the tests of models at full size (half an hour)")

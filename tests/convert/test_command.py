@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert.__main__ import main
-from vlm_jax.convert.folders import read_folder, write_folder
+from vlm_jax.convert.folders import open_folder, read_folder, write_folder
 from vlm_jax.convert.workdirs import open_model
 from vlm_jax.errors import UserError
 from vlm_jax.inference.model import load
@@ -107,7 +107,7 @@ def test_verify_finds_a_wrong_weight(sources, tmp_path, monkeypatch):
     from vlm_jax.inference import verify
 
     folder = shutil.copytree(sources / "hf", tmp_path / "x")
-    ours = verify._ours(folder, 64, verify.default_prompts())
+    ours = verify._ours(open_folder(folder), 64, verify.default_prompts())
     monkeypatch.setattr(verify, "_ours", lambda *_: ours)  # what we computed before the weights changed
     stored = load_file(folder / "model.safetensors")
     stored["vision_tower.encoder.layer.1.mlp.fc1.bias"] += 1.0

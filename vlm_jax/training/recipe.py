@@ -209,5 +209,12 @@ def recipe_config(**fields: Any) -> Any:
     return complete(Recipe, fields)
 
 
-MAY_CHANGE = ("config.runtime.", "config.data.directory", "config.start.")
+MAY_CHANGE = (
+    "config.runtime.",
+    "config.data.directory",
+    "config.data.train",
+    "config.data.validation",
+    "config.data.test",
+    "config.start.",
+)
 """Beginnings of the paths of fields that may differ when a run is continued."""
