@@ -1,4 +1,4 @@
-"""Mini-InternVL-1B at full size on a CPU, with random weights in the released layout: `pytest --full-size tests/full_size`.
+"""Mini-InternVL-1B at full size on a CPU, with random weights as released: `pytest --full-size tests/full_size`.
 
 Needs 14 GiB of memory, 12 GB of disk and about half an hour on two cores. Every step runs in a process of its own, so
 that its largest memory can be told.

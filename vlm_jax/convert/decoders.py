@@ -170,7 +170,7 @@ class DecoderFamily:
 
 QWEN2 = DecoderFamily("qwen2", "Qwen2ForCausalLM", _LLAMA, qkv_bias=True)
 QWEN3 = DecoderFamily("qwen3", "Qwen3ForCausalLM", _LLAMA, qk_norm="head")
-PHI3 = DecoderFamily("phi3", "Phi3ForCausalLM", _PHI3, scalings=("longrope",))
+PHI3 = DecoderFamily("phi3", "Phi3ForCausalLM", _PHI3, scalings=("none", "longrope"))
 LLAMA = DecoderFamily("llama", "LlamaForCausalLM", _LLAMA)
 INTERNLM2 = DecoderFamily("internlm2", "InternLM2ForCausalLM", _INTERNLM2, scalings=("none", "linear", "dynamic"))
 

@@ -1,0 +1,153 @@
+"""Language models on their own, and models put together of a tower and a language model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from vlm_jax import globs
+from vlm_jax.convert.__main__ import main
+from vlm_jax.convert.assemble import assemble, open_decoder
+from vlm_jax.convert.folders import open_folder
+from vlm_jax.convert.lazy import materialise
+from vlm_jax.convert.towers import write_tower
+from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from vlm_jax.data.tokenizer import MARKUP, Tokenizer
+from vlm_jax.errors import UserError
+from vlm_jax.inference.model import Model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
+
+NINE = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP)
+COMMON = {
+    "vocab_size": 340, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "intermediate_size": 56, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DECODERS = {
+    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2, untied": ("Qwen2", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "phi3": ("Phi3", {}),
+    "llama": ("Llama", {}),
+}
+
+
+def plain_tokenizer() -> Tokenizer:
+    """As a language model has it: no tokens for images."""
+    content = json.loads(tiny.tokenizer().to_json())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in (*NINE, "<video>")]
+    return Tokenizer._from_json(json.dumps(content), {})
+
+
+def causal(name: str, changes: dict):
+    config = getattr(transformers, f"{name}Config")(**COMMON, **changes)
+    torch.manual_seed(0)
+    reference = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    tiny.shake(reference)
+    return reference
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def language(request, tmp_path_factory):
+    """A language model and its folder, whose vocabulary has more rows than the tokenizer has words."""
+    reference = causal(*DECODERS[request.param])
+    folder = tmp_path_factory.mktemp("decoder")
+    reference.save_pretrained(folder)
+    plain_tokenizer().save(folder)
+    return reference, folder
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tower") / "internvit"
+    write_tower(folder, tiny.params(), tiny.system().model.vision)
+    return folder
+
+
+def test_decoders_alone(language):
+    import flax.linen as nn
+    import jax.numpy as jnp
+
+    from vlm_jax.models.decoder import Decoder
+    from vlm_jax.models.layers import Compute
+
+    reference, folder = language
+    params, config, _ = open_decoder(folder)
+    tokens = np.random.default_rng(0).integers(0, 340, (2, 70))
+    positions, ones = jnp.broadcast_to(jnp.arange(70), (2, 70)), jnp.ones((2, 70), jnp.int32)
+
+    def run(decoder, tokens):
+        return decoder.logits(decoder(decoder.embed(tokens), positions, ones, 0 * ones))
+
+    ours = nn.apply(run, Decoder(config, Compute()))({"params": materialise(params)["decoder"]}, tokens)
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(theirs).max() > 1
+    assert np.abs(ours - theirs).max() <= 1e-4
+
+
+def test_new_rows_are_the_mean_of_the_old(language, tower):
+    reference, folder = language
+    model = assemble(tower, folder)
+    known = plain_tokenizer().vocab_size
+    # What InternVL's trainer does, done by `transformers`.
+    matrices = []
+    for old in (reference.get_input_embeddings(), reference.get_output_embeddings()):
+        rows = old.weight.detach()[:known]
+        matrices.append(torch.cat([rows, rows.mean(dim=0, keepdim=True).expand(len(NINE), -1)]).numpy())
+    found = model.params["decoder"]
+    np.testing.assert_allclose(found["embedding"], matrices[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found["head"]["kernel"].T, matrices[1], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["embedding"][:known], matrices[0][:known])
+    assert [model.tokenizer.token_id(token) for token in NINE] == list(range(known, known + len(NINE)))
+    decoder = model.system.model.decoder
+    assert (decoder.vocab_size, decoder.tie_embeddings) == (known + len(NINE), False)
+
+
+def test_parts_are_unchanged_and_the_connector_is_fresh(language, tower, tmp_path):
+    _, folder = language
+    model = assemble(tower, folder, seed=1)
+    for path, array in globs.flatten(model.params["vision"]).items():
+        np.testing.assert_array_equal(np.asarray(array), globs.flatten(tiny.params()["vision"])[path])
+    kernels = [np.asarray(assemble(tower, folder, seed=s).params["connector"]["up"]["kernel"]) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    assert kernels[0].shape == (4 * 24, 48)
+
+
+@pytest.mark.parametrize("language", ["qwen2, tied"], indirect=True)
+def test_command(language, tower, tmp_path, capsys):
+    """The folder that `convert --vision --decoder` writes is a whole model, and equals the reference's."""
+    _, folder = language
+    parts = [f"--vision={tower}", f"--decoder={folder}"]
+    main([*parts, f"--target={tmp_path / 'model'}", "--layout=hf", "--verify", "--dtype=float32"])
+    assert "verified" in capsys.readouterr().out
+    opened = open_folder(tmp_path / "model")
+    answer = Model(opened.system, opened.params, opened.tokenizer).generate("What?", [tiny.png(64, 32, 1)], 5)
+    assert isinstance(answer, str)
+
+
+def test_prompt_formats(tower, tmp_path):
+    expected = {"Qwen2": "internvl2", "Qwen3": "internvl2_5", "Phi3": "phi3", "Llama": "internvl2"}
+    for name, template in expected.items():
+        folder = tmp_path / name
+        causal(name, {}).save_pretrained(folder)
+        plain_tokenizer().save(folder)
+        assert assemble(tower, folder).system.template == template
+
+
+def test_what_is_no_language_model(tower, tmp_path):
+    with pytest.raises(UserError, match=r"model_type is 'intern_vit_6b'; known: qwen2, qwen3, phi3, llama, internlm2"):
+        assemble(tower, tower)
+    reference = causal("Qwen2", {"tie_word_embeddings": False})
+    reference.save_pretrained(tmp_path / "x")
+    with pytest.raises(UserError, match="vision towers: intern_vit_6b"):
+        assemble(tmp_path / "x", tmp_path / "x")
+    config = json.loads((tmp_path / "x/config.json").read_text())
+    config["num_hidden_layers"] = 3
+    (tmp_path / "x/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"missing: model\.layers\.2\.input_layernorm\.weight"):
+        open_decoder(tmp_path / "x")
