@@ -11,7 +11,11 @@ of the three things that CLIP has and InternViT has not; this is our answer:
   the median of sigma on calibration tiles. So every patch (less beta) keeps its direction, which is all that the first
   LayerNorm inside a layer looks at, and only its length is wrong, by sigma / median.
 - quick-GELU becomes exact GELU, and layer scales of 1 are added. Nothing makes up for the first: on random towers of 8
-  and 24 layers the last hidden states keep a cosine of 0.9999 to the original.
+  and 24 layers the last hidden states keep a cosine of more than 0.9999 to the original.
+
+With random weights in the size of CLIP-ViT-L/14 at 448 pixels, the last hidden states of patches have a mean cosine of
+0.986 (1/f noise) and 0.975 (photographs) to CLIP's, and of 0.903 and 0.906 if the LayerNorm is left out; the class
+token's of 0.995 and 0.986, and 0.874 and 0.865. How near it is with trained weights has not been measured.
 
 Tried and worse, in the cosine of the last hidden states to CLIP's on held-out noise and photographs: leaving the
 LayerNorm out, a least-squares affine map of every channel, the same with a mean for every position, ridge regression
