@@ -12,9 +12,9 @@ import numpy as np
 
 from vlm_jax.convert import table
 from vlm_jax.convert.fields import CONFIG
-from vlm_jax.convert.folders import DTYPES, LAYOUTS, parameter_shapes
+from vlm_jax.convert.folders import LAYOUTS, parameter_shapes
 from vlm_jax.convert.internvl_chat import read_config
-from vlm_jax.convert.safetensors_folder import write_weights
+from vlm_jax.convert.safetensors_folder import DTYPES, write_weights
 from vlm_jax.system import System
 
 VISION = {

@@ -8,8 +8,9 @@ import pytest
 from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert.__main__ import main
-from vlm_jax.convert.assemble import assemble, open_decoder
+from vlm_jax.convert.assemble import assemble
 from vlm_jax.convert.folders import open_folder
+from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.towers import write_tower
 from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START

@@ -12,6 +12,7 @@ from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert.__main__ import main
 from vlm_jax.convert.folders import open_folder, read_folder, write_folder
+from vlm_jax.convert.towers import read_tower
 from vlm_jax.convert.workdirs import open_model
 from vlm_jax.errors import UserError
 from vlm_jax.inference.model import load
@@ -116,3 +117,68 @@ def test_verify_finds_a_wrong_weight(sources, tmp_path, monkeypatch):
     assert agreement.difference > 0.01
     assert agreement.divergence > 1e-6
     assert not agreement.holds
+
+
+def test_the_encoder_alone(sources, tmp_path, capsys):
+    for layout in ("hf", "orbax"):
+        target = tmp_path / layout
+        main([f"--source={sources / layout}", "--part=vision", f"--target={target}", "--layout=internvl"])
+        params, vision = read_tower(target)
+        assert vision == tiny.system().model.vision
+        for path, array in globs.flatten(params).items():
+            np.testing.assert_array_equal(array, globs.flatten(tiny.params())[path])
+    assert total(capsys.readouterr().out)[1] == f"{sum(x.size for x in globs.flatten(params).values()):,}"
+
+
+@pytest.mark.torch
+def test_a_clip_becomes_an_internvit(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
+    flags = ["--part=vision", "--image-size=56", "--layout=internvl"]
+    main([f"--source={tmp_path / 'clip'}", f"--target={tmp_path / 'student'}", *flags])
+    params, vision = read_tower(tmp_path / "student")
+    assert (vision.image_size, vision.activation, vision.layer_scale) == (56, "gelu", 1.0)
+    assert not vision.embedding_norm
+    assert params["vision"]["position_embedding"].shape == (17, 32)
+
+
+@pytest.mark.torch
+def test_the_decoder_alone(sources, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    main([f"--source={sources / 'internvl'}", "--part=decoder", f"--target={tmp_path / 'x'}", "--layout=hf"])
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x").eval()
+    tokens = np.random.default_rng(0).integers(0, 330, (1, 40))
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(np.asarray(tiny.model().logits(tokens)) - theirs).max() <= 1e-4
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
+    assert tokenizer("the total").input_ids == tiny.tokenizer().encode("the total")
+
+
+def test_parts_have_their_layouts(sources, tmp_path):
+    source, target = f"--source={sources / 'hf'}", f"--target={tmp_path / 'x'}"
+    for part, layout in (("vision", "hf"), ("decoder", "orbax")):
+        with pytest.raises(UserError, match=rf"--part={part} is written in --layout="):
+            main([source, target, f"--part={part}", f"--layout={layout}"])
+    with pytest.raises(UserError, match="image size of a whole model"):
+        main([source, target, "--part=vision", "--layout=internvl", "--image-size=64"])
+
+
+def test_links_out_of_a_folder(sources, tmp_path):
+    """Refused, but for those of a hub's cache."""
+    copy = shutil.copytree(sources / "hf", tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to(sources / "hf/model.safetensors")
+    with pytest.raises(UserError, match=r"copy/model\.safetensors: links to a file outside the folder"):
+        read_folder(copy)
+    cache = tmp_path / "models--x--y"
+    (cache / "snapshots").mkdir(parents=True)
+    shutil.copytree(sources / "hf", cache / "blobs")
+    (cache / "snapshots/abc").mkdir()
+    for file in (cache / "blobs").iterdir():
+        (cache / "snapshots/abc" / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert read_folder(cache / "snapshots/abc").system == tiny.system()

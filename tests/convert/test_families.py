@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from tests import tiny
 from vlm_jax import globs
-from vlm_jax.convert.folders import open_params, parameter_shapes, read_folder, write_folder
+from vlm_jax.convert.folders import open_model_params, parameter_shapes, read_folder, write_folder
 from vlm_jax.convert.internvl_hf import read_config
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
@@ -75,7 +75,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     reference.save_pretrained(folder)
     system = read_config(json.loads((folder / "config.json").read_text()), {"max_patches": 4})
-    return reference, Model(system, open_params(folder, system.model), tiny.tokenizer())
+    return reference, Model(system, open_model_params(folder, system.model), tiny.tokenizer())
 
 
 def rows_of(batch):
@@ -142,7 +142,7 @@ def test_original_names(tmp_path):
     reference = tiny.torch_model(*FAMILIES["llama, dynamic NTK"][:1], **FAMILIES["llama, dynamic NTK"][1])
     reference.save_pretrained(tmp_path / "hf")
     system = read_config(json.loads((tmp_path / "hf/config.json").read_text()), {"max_patches": 4})
-    params = open_params(tmp_path / "hf", system.model)
+    params = open_model_params(tmp_path / "hf", system.model)
     write_folder(tmp_path / "internvl", params, system, tiny.tokenizer(), layout="internvl")
     found = load_file(tmp_path / "internvl/model.safetensors")
     theirs = load_file(tmp_path / "hf/model.safetensors")

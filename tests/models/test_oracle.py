@@ -6,7 +6,7 @@ import pytest
 from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert import internvl_hf, table
-from vlm_jax.convert.folders import open_params
+from vlm_jax.convert.folders import open_model_params
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
@@ -24,7 +24,7 @@ def released(tmp_path_factory):
     """Our model of the weights that `save_pretrained` wrote."""
     folder = tmp_path_factory.mktemp("released")
     tiny.torch_model().save_pretrained(folder)
-    return Model(tiny.system(), open_params(folder, tiny.system().model), tiny.tokenizer())
+    return Model(tiny.system(), open_model_params(folder, tiny.system().model), tiny.tokenizer())
 
 
 @pytest.fixture(scope="module")

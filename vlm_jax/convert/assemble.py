@@ -8,56 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from vlm_jax import globs
-from vlm_jax.convert import table
-from vlm_jax.convert.decoders import FAMILIES, DecoderFamily, family_named
-from vlm_jax.convert.fields import CONFIG, Fields
-from vlm_jax.convert.folders import Opened, shapes_of
-from vlm_jax.convert.safetensors_folder import open_weights
+from vlm_jax.convert.folders import Opened
+from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.towers import open_tower
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.data.tokenizer import Tokenizer
-from vlm_jax.files import read_json, refuse_links_out
 from vlm_jax.models.connector import PixelShuffleMLPConfig
-from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.models.vlm import VLMConfig, init_connector, init_decoder
+from vlm_jax.models.vlm import VLMConfig, init_connector
 from vlm_jax.system import System
 
 _TEMPLATES = {"qwen2": "internvl2", "qwen3": "internvl2_5", "phi3": "phi3", "internlm2": "internlm2-chat"}
 """Prompt format of Mini-InternVL with such a decoder; others get the first."""
-
-
-def open_decoder(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig, DecoderFamily]:
-    """Opens a language model's own folder.
-
-    Returns:
-      Parameters under `decoder` (read when they are looked at), its config, and its family.
-
-    Raises:
-      UserError: as `folders.open_folder`.
-    """
-    folder = Path(folder)
-    if folder.is_dir():
-        refuse_links_out(folder)
-    where = str(folder / CONFIG)
-    content = read_json(folder / CONFIG)
-    family = family_named(FAMILIES, "model_type", content.get("model_type"), where)
-    fields = Fields(content, where)
-    config = family.read(fields)
-    fields.finish()
-    plan = table.plan(family.rules, shapes_of(partial(init_decoder, config)))
-    tensors = open_weights(folder)
-    if config.tie_embeddings:  # some folders hold the head a second time
-        tensors.pop("lm_head.weight", None)
-    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
-    return globs.unflatten(table.read(plan, tensors)), config, family
 
 
 def assemble(

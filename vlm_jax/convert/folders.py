@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
-import numpy as np
 
 from vlm_jax import globs
 from vlm_jax.convert import internvl_chat, internvl_hf, table
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.lazy import materialise
-from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
+from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.vlm import VLMConfig, init_params
 from vlm_jax.system import System
-
-DTYPES: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-"""What weights can be stored as."""
 
 LAYOUTS = {"hf": internvl_hf, "internvl": internvl_chat}
 """Layouts of model folders by the names of `--layout`; a layout is a module with the same functions as the others."""
@@ -86,21 +81,11 @@ def write_folder(
         is full.
     """
     folder = Path(folder)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     with new_folder(folder, overwrite=overwrite) as aside:
-        flat = globs.flatten(select_parts(params, system.model, str(folder)))
-        ids = _token_ids(system, tokenizer)
+        chosen = select_parts(params, system.model, str(folder))
+        ids = token_ids(system, tokenizer)
         config = LAYOUTS[layout].write_config(system, dtype=dtype, **ids)
-        plan = table.plan(LAYOUTS[layout].rules(config), parameter_shapes(system.model))
-        sizes = {key: int(np.prod(stored.shape)) * DTYPES[dtype].itemsize for key, stored in plan.items()}
-
-        def tensors():
-            for key, tensor in table.write(plan, flat):
-                yield key, tensor.astype(DTYPES[dtype], copy=False)
-                progress()
-
-        write_weights(aside, tensors(), sizes, shard_bytes)
+        write_params(aside, LAYOUTS[layout].rules(config), chosen, dtype, shard_bytes, progress)
         tokenizer.save(aside, system.chat_template)
         write_json(aside / CONFIG, config)
         generation = {"do_sample": False, "eos_token_id": ids["stop_id"], "pad_token_id": ids["pad_id"]}
@@ -120,7 +105,7 @@ def open_folder(folder: str | Path) -> Opened:
     config = _read_config(folder)
     layout = _layout_of(config, folder)
     system = layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
-    return Opened(open_params(folder, system.model), system, Tokenizer.load(folder))
+    return Opened(open_model_params(folder, system.model), system, Tokenizer.load(folder))
 
 
 def read_folder(folder: str | Path) -> Opened:
@@ -129,14 +114,11 @@ def read_folder(folder: str | Path) -> Opened:
     return opened._replace(params=materialise(opened.params))
 
 
-def open_params(folder: Path, model: VLMConfig) -> dict[str, Any]:
+def open_model_params(folder: Path, model: VLMConfig) -> dict[str, Any]:
     """The parameters alone (see `open_folder`)."""
     config = _read_config(folder)
     layout = _layout_of(config, folder)
-    plan = table.plan(layout.rules(config), parameter_shapes(model))
-    tensors = open_weights(folder, layout.rename)
-    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
-    return globs.unflatten(table.read(plan, tensors))
+    return open_params(folder, layout.rules(config), parameter_shapes(model), layout.rename)
 
 
 def select_parts(params: Mapping[str, Any], model: VLMConfig, where: str) -> dict[str, Any]:
@@ -145,20 +127,34 @@ def select_parts(params: Mapping[str, Any], model: VLMConfig, where: str) -> dic
     Raises:
       UserError: naming every missing, unknown and wrongly shaped parameter.
     """
-    expected = parameter_shapes(model)
-    parts = {path.split("/", 1)[0] for path in expected}
+    return select(params, parameter_shapes(model), where)
+
+
+def select(params: Mapping[str, Any], shapes: Mapping[str, table.Shape], where: str) -> dict[str, Any]:
+    """The parts of `params` that `shapes` names parameters of, checked against it (errors as `select_parts`)."""
+    parts = {path.split("/", 1)[0] for path in shapes}
     chosen = {name: tree for name, tree in params.items() if name in parts}
     found = {path: tuple(leaf.shape) for path, leaf in globs.flatten(chosen).items()}
-    problems = [f"missing: {path}" for path in expected if path not in found]
-    problems += [f"not in this model: {path}" for path in found if path not in expected]
+    problems = [f"missing: {path}" for path in shapes if path not in found]
+    problems += [f"not in this model: {path}" for path in found if path not in shapes]
     problems += [
         f"wrong shape: {path} is {found[path]}, the config asks for {shape}"
-        for path, shape in expected.items()
+        for path, shape in shapes.items()
         if path in found and found[path] != shape
     ]
     if problems:
         raise UserError(f"{where}: the parameters do not fit the config: {'; '.join(problems)}")
     return chosen
+
+
+def token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the placeholder, of the token that ends a turn, and of padding."""
+    stop_id = tokenizer.token_id(system.chat_template.stop)
+    try:
+        pad_id = tokenizer.token_id("<|endoftext|>")
+    except UserError:  # no padding token of its own: any id serves, because padding is masked
+        pad_id = stop_id
+    return {"image_id": tokenizer.image_id, "stop_id": stop_id, "pad_id": pad_id}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -173,12 +169,3 @@ def _layout_of(config: Mapping[str, Any], folder: Path) -> Any:
             return layout
     known = ", ".join(layout.MODEL_TYPE for layout in LAYOUTS.values())
     raise UserError(f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; known: {known}")
-
-
-def _token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
-    stop_id = tokenizer.token_id(system.chat_template.stop)
-    try:
-        pad_id = tokenizer.token_id("<|endoftext|>")
-    except UserError:  # no padding token of its own: any id serves, because padding is masked
-        pad_id = stop_id
-    return {"image_id": tokenizer.image_id, "stop_id": stop_id, "pad_id": pad_id}

@@ -25,7 +25,8 @@ from vlm_jax.system import System
 MODEL_TYPE = "internvl_chat"
 
 FAMILIES = (QWEN2, QWEN3, INTERNLM2, LLAMA, PHI3)
-"""Decoders of this layout, in the order in which they are tried when one is written. A plain one without biases is written as InternLM2, as all released ones are."""
+"""Decoders of this layout, in the order in which they are tried when one is written: a plain one without biases becomes
+InternLM2, as all released ones are."""
 
 _TEMPLATES = {
     "Hermes-2": "internvl2",

@@ -33,7 +33,8 @@ TEMPLATE_OF_RELEASES = "internvl2_5"
 """Prompt format of folders that do not name one: all official HF-native releases are InternVL2.5-MPO or InternVL3."""
 
 FAMILIES = (QWEN2, QWEN3, LLAMA, PHI3)
-"""Decoders of this layout, in the order in which they are tried when one is written. InternLM2 is a Llama here, because `transformers` has no InternLM2."""
+"""Decoders of this layout, in the order in which they are tried when one is written. InternLM2 is a Llama here, because
+`transformers` has no InternLM2."""
 
 _VISION, _THEIR_VISION = "vision/layers/{i}", "vision_tower.encoder.layer.{i}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vlm_jax import globs
+from vlm_jax.convert import table
 from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.convert.table import Shape
 from vlm_jax.errors import UserError
@@ -32,6 +34,71 @@ _DTYPES = {
 }
 SHARD_BYTES = 5 * 10**9
 """No written file is larger, unless a single tensor is."""
+
+
+DTYPES: dict[str, np.dtype] = {"float32": _DTYPES["F32"], "bfloat16": _DTYPES["BF16"]}
+"""What weights can be stored as."""
+
+
+def open_params(
+    folder: Path,
+    rules: Iterable[table.Rule],
+    shapes: Mapping[str, Shape],
+    rename: Callable[[str], str] = str,
+    left_out: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
+    """A folder's weights as parameters, which are read when they are looked at.
+
+    Args:
+      folder: see `open_weights`, as `rename` and `left_out`.
+      rules: the weight table.
+      shapes: {path: shape} of every parameter.
+
+    Returns:
+      Nested dict of `LazyArray`.
+
+    Raises:
+      UserError: as `open_weights`, or the tensors do not fit: all problems at once.
+    """
+    plan = table.plan(rules, shapes)
+    tensors = open_weights(folder, rename, left_out)
+    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
+    return globs.unflatten(table.read(plan, tensors))
+
+
+def write_params(
+    folder: Path,
+    rules: Iterable[table.Rule],
+    params: Mapping[str, Any],
+    dtype: str,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """The inverse of `open_params`; one shard is held in memory at a time.
+
+    Args:
+      folder: must exist.
+      rules: the weight table.
+      params: nested dict of arrays.
+      dtype: a key of `DTYPES`.
+      shard_bytes: largest size of a file.
+      progress: called for every tensor.
+
+    Raises:
+      UserError: `dtype` is another.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
+    flat = globs.flatten(params)
+    plan = table.plan(rules, {path: tuple(array.shape) for path, array in flat.items()})
+    sizes = {key: math.prod(stored.shape) * DTYPES[dtype].itemsize for key, stored in plan.items()}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for key, tensor in table.write(plan, flat):
+            yield key, tensor.astype(DTYPES[dtype], copy=False)
+            progress()
+
+    write_weights(folder, tensors(), sizes, shard_bytes)
 
 
 def open_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import numpy as np
 from vlm_jax import globs
 from vlm_jax.convert import table
 from vlm_jax.convert.clip import CLIP
+from vlm_jax.convert.clip_to_internvit import clip_to_internvit
 from vlm_jax.convert.fields import CONFIG, IMAGES
-from vlm_jax.convert.folders import DTYPES, shapes_of
+from vlm_jax.convert.folders import select, shapes_of
 from vlm_jax.convert.images import read_size, read_statistics
 from vlm_jax.convert.internvit import INTERNVIT, write_images, write_tower_config
 from vlm_jax.convert.internvl_hf import INTERNVL_VISION
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.positions import resize_positions
-from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_weights, write_weights
+from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
 from vlm_jax.convert.siglip import SIGLIP
 from vlm_jax.convert.vision_family import VisionFamily
+from vlm_jax.convert.workdirs import open_model
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.vision_transformer import VisionConfig, init_tower
@@ -54,7 +56,7 @@ def open_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[
     config = read_json(folder / CONFIG)
     family = family_of(config, str(folder / CONFIG))
     stored = family.read_config(config, str(folder / CONFIG))
-    params = _open_params(folder, family, stored)
+    params = globs.flatten(open_params(folder, family.rules, tower_shapes(stored), family.rename, family.leaves_out))
     images, where = read_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}, str(folder / IMAGES)
     size = image_size or read_size(images, where) or stored.image_size
     vision = dataclasses.replace(stored, image_size=size, **read_statistics(images, where))
@@ -67,6 +69,31 @@ def read_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[
     """`open_tower` with all parameters read into memory, as NumPy arrays in the dtype they are stored in."""
     params, vision = open_tower(folder, image_size)
     return materialise(params), vision
+
+
+def open_internvit(
+    folder: str | Path, step: int | None = None, image_size: int | None = None
+) -> tuple[dict[str, Any], VisionConfig]:
+    """The encoder of a whole model, or a tower on its own, as an InternViT; a CLIP becomes one (`clip_to_internvit`).
+
+    Args:
+      folder: training workdir, model folder, or tower (see `open_tower`).
+      step: of a workdir, the number of a checkpoint.
+      image_size: of a tower, as in `open_tower`.
+
+    Raises:
+      UserError: as `open_model` and `open_tower`; the tower is neither InternViT nor CLIP.
+    """
+    config = read_json(Path(folder) / CONFIG) if (Path(folder) / CONFIG).is_file() else {}
+    if not any(config.get("model_type") in family.model_types for family in FAMILIES):
+        if image_size is not None:
+            raise UserError(f"{folder}: the image size of a whole model cannot be changed")
+        opened = open_model(folder, step)
+        return {"vision": opened.params["vision"]}, opened.system.model.vision
+    params, vision = open_tower(folder, image_size)
+    if config["model_type"] in CLIP.model_types:
+        return clip_to_internvit(materialise(params), vision)
+    return params, vision
 
 
 def family_of(config: Mapping[str, Any], where: str) -> VisionFamily:
@@ -94,6 +121,7 @@ def write_tower(
     *,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes an InternViT as a folder of its own, in the layout of OpenGVLab's releases: all of it or nothing.
 
@@ -107,31 +135,15 @@ def write_tower(
       dtype: of the written weights, a key of `DTYPES`.
       overwrite: replace what is there.
       shard_bytes: largest size of a weight file.
+      progress: called for every tensor.
 
     Raises:
       UserError: the folder exists, the tower is no InternViT, parameters do not fit the config, or the disk is full.
     """
     folder = Path(folder)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     config = write_tower_config(vision, dtype)
-    shapes = tower_shapes(vision)
-    flat = globs.flatten({"vision": params.get("vision", {})})
-    found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    wrong = sorted(path for path in shapes.keys() | found.keys() if shapes.get(path) != found.get(path))
-    if wrong:
-        raise UserError(f"{folder}: the parameters do not fit the config: {', '.join(wrong)}")
-    plan = table.plan(INTERNVIT.rules, shapes)
-    sizes = {key: int(np.prod(stored.shape)) * DTYPES[dtype].itemsize for key, stored in plan.items()}
-    tensors = ((key, tensor.astype(DTYPES[dtype], copy=False)) for key, tensor in table.write(plan, flat))
+    chosen = select(params, tower_shapes(vision), str(folder))
     with new_folder(folder, overwrite=overwrite) as aside:
-        write_weights(aside, tensors, sizes, shard_bytes)
+        write_params(aside, INTERNVIT.rules, chosen, dtype, shard_bytes, progress)
         write_json(aside / CONFIG, config)
         write_json(aside / IMAGES, write_images(vision))
-
-
-def _open_params(folder: Path, family: VisionFamily, vision: VisionConfig) -> dict[str, Any]:
-    plan = table.plan(family.rules, tower_shapes(vision))
-    tensors = open_weights(folder, family.rename, family.leaves_out)
-    table.check(plan, {key: tensor.shape for key, tensor in tensors.items()}, str(folder))
-    return table.read(plan, tensors)

@@ -12,7 +12,8 @@ import numpy as np
 from vlm_jax import checkpoints
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.fields import CONFIG
-from vlm_jax.convert.folders import DTYPES, Opened, open_folder, select_parts
+from vlm_jax.convert.folders import Opened, open_folder, select_parts
+from vlm_jax.convert.safetensors_folder import DTYPES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, write_json
