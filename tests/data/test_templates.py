@@ -33,7 +33,7 @@ def supervised(spans):
             f"<s><|im_start|>system\n{INTERNVL2}<|im_end|><|im_start|>user\nQ<|im_end|>"
             "<|im_start|>assistant\nA<|im_end|>",
         ),
-        ("phi3", f"<|system|>\n{INTERNVL2}<|end|><|user|>\nQ<|end|><|assistant|>\nA<|end|>"),
+        ("phi3", f"<s> <|system|>\n{INTERNVL2}<|end|><|user|>\nQ<|end|><|assistant|>\nA<|end|>"),
         (
             "internvl2_5",
             f"<|im_start|>system\n{INTERNVL2_5}<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"

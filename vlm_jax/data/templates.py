@@ -33,7 +33,7 @@ class Template:
       prefixes: what opens a turn, by role.
       stop: the token that ends a turn; generation stops at it, and it is supervised in answers.
       after_stop: what follows the stop token; never supervised.
-      begin: what opens the whole prompt (a bos token).
+      begin: what opens the whole prompt (a bos token, and what the reference's tokenizer puts behind it).
       strip: white space around every message is removed.
     """
 
@@ -275,6 +275,9 @@ TEMPLATES: dict[str, Template] = {
         Template(
             name="phi3",
             system=_INTERNVL2_SYSTEM,
+            # What Phi-3's slow tokenizer, with which it was trained, puts before every prompt: <s> and a lone "▁". (The
+            # lengths that `preprocess_phi3` reckons with fit a conversation of several turns in no other way.)
+            begin="<s> ",
             prefixes={"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"},
             stop="<|end|>",
         ),
