@@ -56,13 +56,13 @@ def processor_files(system: System) -> dict[str, dict[str, Any]]:
     }
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path, required: bool = True) -> dict[str, Any]:
     """Settings of the image processor: those inside `processor_config.json`, or else `preprocessor_config.json`.
 
     `transformers` looks in the same order.
 
     Raises:
-      UserError: there are none, or a file is not JSON.
+      UserError: a file is not JSON, or there are none and they are `required`.
     """
     if (folder / PROCESSOR).is_file():
         nested = read_json(folder / PROCESSOR).get(_NESTED)
@@ -70,6 +70,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
             return nested
     if (folder / IMAGES).is_file():
         return read_json(folder / IMAGES)
+    if not required:
+        return {}
     raise UserError(f"{folder}: no settings of an image processor, neither in {IMAGES} nor in {PROCESSOR}")
 
 

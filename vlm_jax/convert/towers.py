@@ -20,6 +20,7 @@ from vlm_jax.convert.internvit import INTERNVIT, write_images, write_tower_confi
 from vlm_jax.convert.internvl_hf import INTERNVL_VISION
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.positions import resize_positions
+from vlm_jax.convert.processors import read_settings
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
 from vlm_jax.convert.siglip import SIGLIP
 from vlm_jax.convert.vision_family import VisionFamily
@@ -57,7 +58,7 @@ def open_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[
     family = family_of(config, str(folder / CONFIG))
     stored = family.read_config(config, str(folder / CONFIG))
     params = globs.flatten(open_params(folder, family.rules, tower_shapes(stored), family.rename, family.leaves_out))
-    images, where = read_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}, str(folder / IMAGES)
+    images, where = read_settings(folder, required=False), str(folder / IMAGES)
     size = image_size or read_size(images, where) or stored.image_size
     vision = dataclasses.replace(stored, image_size=size, **read_statistics(images, where))
     positions = np.asarray(params[_POSITIONS])
