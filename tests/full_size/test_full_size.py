@@ -89,7 +89,7 @@ def losses(folder):
 
 
 def test_one_step_of_align(folder):
-    meta = write_meta(folder / "data")
+    meta = write_meta(folder / "data", captions={"max_dynamic_patch": 2}, pairs={"max_dynamic_patch": 3})
     command = ["-m", "vlm_jax.main", f"--config={ROOT}/configs/mini_internvl.py:1b,align", "--workdir=align"]
     start = [f"--config.data.train={meta}", "--config.start.model=InternVL2-1B"]
     _, peak = run(*command, *start, *overrides(1, 2048, 7), folder=folder)
@@ -99,7 +99,7 @@ def test_one_step_of_align(folder):
 
 def test_one_step_of_tune_with_a_shallow_decoder(folder):
     released.write_random(folder / "shallow", "1b", tiny.tokenizer(), num_hidden_layers=4)
-    meta = write_meta(folder / "data")
+    meta = write_meta(folder / "data", captions={"max_dynamic_patch": 2}, pairs={"max_dynamic_patch": 3})
     command = ["-m", "vlm_jax.main", f"--config={ROOT}/configs/mini_internvl.py:1b,tune", "--workdir=tune"]
     start = [f"--config.data.train={meta}", "--config.start.model=shallow"]
     run(*command, *start, *overrides(1, 2048, 7), folder=folder)
