@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
@@ -17,6 +18,8 @@ from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from vlm_jax.data.tokenizer import MARKUP, Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.inference.model import Model
+from vlm_jax.models.decoder import Decoder
+from vlm_jax.models.layers import Compute
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -44,7 +47,7 @@ def plain_tokenizer() -> Tokenizer:
 
 
 def causal(name: str, changes: dict):
-    config = getattr(transformers, f"{name}Config")(**COMMON, **changes)
+    config = getattr(transformers, f"{name}Config")(**{**COMMON, **changes})
     torch.manual_seed(0)
     reference = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     tiny.shake(reference)
@@ -68,17 +71,11 @@ def tower(tmp_path_factory):
     return folder
 
 
-def test_decoders_alone(language):
-    import flax.linen as nn
-    import jax.numpy as jnp
-
-    from vlm_jax.models.decoder import Decoder
-    from vlm_jax.models.layers import Compute
-
-    reference, folder = language
+def compare(reference, folder, length):
+    """Largest difference of logits of a folder's decoder and of the reference, for random text of a length."""
     params, config, _ = open_decoder(folder)
-    tokens = np.random.default_rng(0).integers(0, 340, (2, 70))
-    positions, ones = jnp.broadcast_to(jnp.arange(70), (2, 70)), jnp.ones((2, 70), jnp.int32)
+    tokens = np.random.default_rng(0).integers(0, 340, (1, length))
+    positions, ones = np.arange(length)[None], np.ones((1, length), np.int32)
 
     def run(decoder, tokens):
         return decoder.logits(decoder(decoder.embed(tokens), positions, ones, 0 * ones))
@@ -87,7 +84,45 @@ def test_decoders_alone(language):
     with torch.no_grad():
         theirs = reference(torch.tensor(tokens)).logits.numpy()
     assert np.abs(theirs).max() > 1
-    assert np.abs(ours - theirs).max() <= 1e-4
+    return np.abs(ours - theirs).max()
+
+
+def test_decoders_alone(language):
+    assert compare(*language, 70) <= 1e-4
+
+
+LONG = {
+    # Phi-3-mini-128k's limit.
+    "longrope": (
+        "Phi3",
+        {
+            "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096,
+                "short_factor": [1.0, 1.1, 1.5, 2.0], "long_factor": [1.0, 4.0, 30.0, 64.0],
+            },
+        },
+    ),
+    # InternLM2's scaling, with a shorter trained length.
+    "dynamic NTK": (
+        "Llama",
+        {
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0},
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_beyond_4096_tokens(name, tmp_path):
+    family, changes = LONG[name]
+    reference = causal(family, {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, **changes})
+    reference.save_pretrained(tmp_path)
+    for length in (4096, 4097, 5000):
+        assert compare(reference, tmp_path, length) <= 1e-4
 
 
 def test_new_rows_are_the_mean_of_the_old(language, tower):
