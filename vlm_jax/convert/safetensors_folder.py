@@ -32,7 +32,7 @@ _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 2 * 10**9
 """No written file is larger, unless a single tensor is."""
 
 

@@ -230,7 +230,8 @@ class StageRunner:
     def run(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Trains from `progress` (which it advances) to the stage's end and returns all parameters.
 
-        `params` is empty afterwards: the stage moves copies, and two of everything need not fit the device.
+        `params` is empty afterwards: the stage moves copies of what it trains, and two of those need not fit the
+        device.
         """
         if progress.step == self.stage.steps:
             return params

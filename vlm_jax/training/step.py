@@ -35,7 +35,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, optimizer steps done in this stage.
       trainable: float32 parameters that the stage's globs name.
-      frozen: the other parameters that its objective reads, in the compute dtype.
+      frozen: the other parameters that its objective reads, in the compute dtype; the very arrays that a stage was
+        given, where they are in it already.
       optimizer: optax state of `trainable` alone.
     """
 
@@ -75,20 +76,25 @@ class Step:
         Raises:
           UserError: a glob, or all together, match no parameter.
         """
-        params = {part: tree for part, tree in params.items() if part in self.objective.parts}
-        globs.check(params, (glob.removeprefix("!") for glob in self.trainable), "trainable")
-        globs.check(params, (glob for glob, _ in self.optimizer.multipliers), "optimizer.multipliers")
-        trainable, frozen = split_trainable(params, self.trainable)
+        read = {part: tree for part, tree in params.items() if part in self.objective.parts}
+        globs.check(read, (glob.removeprefix("!") for glob in self.trainable), "trainable")
+        globs.check(read, (glob for glob, _ in self.optimizer.multipliers), "optimizer.multipliers")
+        trainable, _ = split_trainable(read, self.trainable)
         if not trainable:
             raise UserError(f"trainable: {', '.join(self.trainable)} leave no parameter to train")
-        frozen = cast(frozen, self.models.compute.dtype)
         optimizer = make_optimizer(self.optimizer).init(trainable)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, self.frozen(params), optimizer)
+
+    def frozen(self, params: Params) -> dict[str, Any]:
+        """Of `params` what the objective reads and does not train; what has the compute dtype is no copy."""
+        read = {part: tree for part, tree in params.items() if part in self.objective.parts}
+        return cast(split_trainable(read, self.trainable)[1], self.models.compute.dtype)
 
     def run(
-        self, state: TrainState, batch: Batch, key: jax.Array, rate: jax.Array
+        self, moving: TrainState, frozen: Params, batch: Batch, key: jax.Array, rate: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One optimizer step at learning rate `rate` (float32 scalar) and its metrics."""
+        """One optimizer step at learning rate `rate` (float32 scalar) and its metrics; `moving` has no frozen part."""
+        state = moving._replace(frozen=frozen)
         key = jax.random.fold_in(key, state.step)
         grads, sums = self._gradients(state, batch, key)
         # Nothing to learn from in the whole batch: then the sums are 0 as well.
@@ -106,7 +112,7 @@ class Step:
             "answers": jnp.sum((batch.loss_weights > 0) & (jnp.roll(batch.loss_weights, 1, axis=1) == 0)),
             "tiles": jnp.sum(batch.tile_grid[..., 0] > 0),
         }
-        return TrainState(state.step + 1, trainable, state.frozen, optimizer), metrics
+        return TrainState(state.step + 1, trainable, {}, optimizer), metrics
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         """Gradients of the *sum* of losses, and the sums: dividing once at the end makes it one global mean."""
@@ -134,13 +140,14 @@ class Step:
 def _compiled(step: Step, mesh: Mesh, places: tuple[NamedSharding, ...], structure: Any) -> tuple[Callable, Callable]:
     """The jitted `new_state` and `run` of a step whose state has these shardings."""
     shardings = jax.tree.unflatten(structure, places)
+    moving = shardings._replace(frozen={})
     run = jax.jit(
         step.run,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
+        in_shardings=(moving, shardings.frozen, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
+        out_shardings=(moving, replicated(mesh)),
+        donate_argnums=0,  # and nothing that is frozen: others may hold it
     )
-    return jax.jit(step.new_state, out_shardings=shardings), run
+    return jax.jit(lambda params: step.new_state(params)._replace(frozen={}), out_shardings=moving), run
 
 
 class Trainer:
@@ -159,9 +166,9 @@ class Trainer:
           UserError: one of the stage's globs matches no parameter.
         """
         self.mesh = mesh
-        step = Step.of(stage, models)
+        self._step = Step.of(stage, models)
         try:
-            abstract = jax.eval_shape(step.new_state, shapes)
+            abstract = jax.eval_shape(self._step.new_state, shapes)
         except UserError as error:
             raise UserError(f"config.stages '{stage.name}': {error}") from None
         self.shardings = tree_shardings(abstract, mesh)
@@ -169,21 +176,24 @@ class Trainer:
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, self.shardings
         )
         places, structure = jax.tree.flatten(self.shardings)
-        self._new_state, self._run = _compiled(step, mesh, tuple(places), structure)
+        self._new_state, self._run = _compiled(self._step, mesh, tuple(places), structure)
         self.rate = jax.jit(learning_rate(stage.optimizer, stage.steps))
 
     def init(self, params: Params) -> TrainState:
-        """A fresh optimizer around `params`, laid out on the mesh."""
+        """A fresh optimizer around `params`, laid out on the mesh; frozen ones that lie right are not copied."""
         with jax.set_mesh(self.mesh):
-            return self._new_state(params)
+            frozen = self._step.frozen(params)
+            return self._new_state(params)._replace(frozen=jax.device_put(frozen, self.shardings.frozen))
 
     def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The next state and the step's metrics; gives the old state's memory back."""
-        return self._run(state, batch, key, self.rate(state.step))
+        """The next state and the step's metrics; gives the memory of what moves in the old state back."""
+        moving, metrics = self._run(state._replace(frozen={}), state.frozen, batch, key, self.rate(state.step))
+        return moving._replace(frozen=state.frozen), metrics
 
     def lower(self, batch: Any, key: jax.Array) -> jax.stages.Lowered:
         """The step for such a batch before XLA compiles it."""
-        return self._run.lower(self.abstract, batch, key, jax.ShapeDtypeStruct((), jnp.float32))
+        moving, rate = self.abstract._replace(frozen={}), jax.ShapeDtypeStruct((), jnp.float32)
+        return self._run.lower(moving, self.abstract.frozen, batch, key, rate)
 
 
 def _first(batches: Batch) -> Any:
