@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -191,8 +190,6 @@ def stage_batches(recipe: Recipe, index: int, splits: Splits, tokenizer: Tokeniz
     preparer = recipe.system.preparer(tokenizer, data.tokens, loss_reduction=recipe.stages[index].loss_reduction)
     try:
         return Batches(splits.train, preparer, data, recipe.seed, start, stage=index)
-    except RecordError:
-        raise  # it names file and line
     except UserError as error:
         raise UserError(f"config.stages[{index}].data: {error}") from None
 
