@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import vlm_jax.run
 from tests import tiny
 from tests.meta_fixture import write_meta
 from vlm_jax import globs
@@ -15,6 +16,7 @@ from vlm_jax.checkpoints import read_params
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.folders import read_folder, write_folder
 from vlm_jax.convert.workdirs import open_model
+from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.main import parse
 from vlm_jax.run import run
@@ -97,6 +99,24 @@ def test_tune_goes_on_from_align(aligned, meta, tmp_path):
     assert all(np.abs(before[path] - after[path]).max() < 1e-3 for path in before)
     first = json.loads((tmp_path / "tune/metrics.jsonl").read_text().splitlines()[0])
     assert first["learning_rate"] == 0.0  # of a warm-up over ceil(0.03 * 5) steps
+
+
+def test_another_start_brings_its_tokenizer(folder, meta, tmp_path, monkeypatch):
+    """As long as nothing is trained, a second attempt may begin with another folder."""
+    words = Tokenizer.train(["quite another text, of other words entirely, over and over"] * 4, 330)
+    write_folder(tmp_path / "other", tiny.params(), tiny.system(), words)
+    seen = []
+
+    def stop(recipe, workdir, splits, tokenizer, *rest):
+        seen.append((tokenizer.to_json(), Tokenizer.load(workdir.tokenizer).to_json()))
+        raise UserError("stopped before the first checkpoint")
+
+    monkeypatch.setattr(vlm_jax.run, "train", stop)
+    steps = ("--config.stages[0].steps=1", "--config.stages[0].optimizer.warmup_steps=1")
+    for start in (folder, tmp_path / "other"):
+        with pytest.raises(UserError, match="stopped"):
+            run(recipe("1b,align", start, meta, *steps), tmp_path / "run")
+    assert seen == [(tiny.tokenizer().to_json(),) * 2, (words.to_json(),) * 2]
 
 
 def test_a_recipe_with_another_system_is_refused(folder, meta, tmp_path):

@@ -21,6 +21,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
       UserError: there is something at `folder` already and `overwrite` does not allow it; it cannot be written.
     """
+    folder = Path(os.path.abspath(folder))  # so that `.` has a name
     if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already exists; choose another place or remove it")
     aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
@@ -76,8 +77,9 @@ def refuse_links_out(folder: Path) -> None:
     root = folder.resolve()
     allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
     for entry in sorted(folder.iterdir()):
-        if entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in allowed):
-            raise UserError(f"{entry}: links to a file outside the folder, {entry.resolve()}")
+        target = Path(os.path.realpath(entry))  # where `Path.resolve` raises, of links in a circle, it gives a link
+        if entry.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
+            raise UserError(f"{entry}: links to a file outside the folder, {target}")
 
 
 def write_atomically(path: Path, text: str) -> None:

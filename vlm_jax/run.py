@@ -95,13 +95,15 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
 
 
 def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened | None) -> Tokenizer:
-    if workdir.tokenizer.is_dir():
+    # A start is there as long as nothing has been trained: what an attempt before left may be of another folder.
+    if workdir.tokenizer.is_dir() and start is None:
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
         tokenizer = start.tokenizer if start else Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
         tokenizer.save(aside, recipe.system.chat_template)
+        shutil.rmtree(workdir.tokenizer, ignore_errors=True)
         aside.rename(workdir.tokenizer)  # whole, or not there
     rows = recipe.system.model.decoder.vocab_size
     if tokenizer.vocab_size > rows:

@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from vlm_jax import globs
@@ -187,3 +188,39 @@ def test_what_is_no_language_model(tower, tmp_path):
     (tmp_path / "x/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"missing: model\.layers\.2\.input_layernorm\.weight"):
         open_decoder(tmp_path / "x")
+
+
+def test_rotary_frequencies_of_older_llamas_are_left_out(tmp_path):
+    causal("Llama", {}).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    assert open_decoder(tmp_path)[1].depth == 2
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e5}, "rope_theta": 1e6},
+    ],
+)
+def test_rotary_entries_in_two_forms_are_read_as_transformers_reads_them(tmp_path, rope):
+    causal("Qwen2", {}).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content.pop("rope_parameters", None)
+    (tmp_path / "config.json").write_text(json.dumps({**content, **rope}))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+    ours = open_decoder(tmp_path)[1]
+    assert ours.rope_theta == theirs["rope_theta"]
+    assert ours.rope_scaling.type == theirs["rope_type"].replace("default", "none")
+
+
+def test_partly_rotated_heads_are_refused_wherever_it_is_said(tmp_path):
+    causal("Phi3", {}).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["rope_parameters"]["partial_rotary_factor"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"partial_rotary_factor must be 1\.0, is 0\.5"):
+        open_decoder(tmp_path)

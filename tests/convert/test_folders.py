@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.__main__ import main
 from vlm_jax.convert.folders import read_folder, write_folder
+from vlm_jax.convert.safetensors_folder import write_weights
 from vlm_jax.convert.summary import summarise
 from vlm_jax.convert.workdirs import read_workdir
 from vlm_jax.errors import UserError
@@ -140,11 +142,51 @@ def test_damaged_files_are_one_clear_error(copy, damage):
         file.rename(copy / "pytorch_model.bin")
         expected = "is a pickle, which can run code"
     else:
+        file.unlink()
         index = {"weight_map": {"x": "../elsewhere.safetensors"}}
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         expected = "names a file outside the folder"
     with pytest.raises(UserError, match=expected):
         read_folder(copy)
+
+
+@pytest.mark.parametrize("placed", [None, [], {"x": 1}, {"x": 1, "y": "model.safetensors"}])
+def test_an_index_of_another_kind(copy, placed):
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(UserError, match=r"index\.json: not an index of shards"):
+        read_folder(copy)
+
+
+def test_one_file_goes_before_an_index(copy):
+    """As in `transformers`: the index may be what an older, larger model has left."""
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "old.safetensors"}}))
+    assert read_folder(copy).system == tiny.system()
+
+
+def test_links_in_a_circle(copy):
+    (copy / "a").symlink_to("a")
+    assert read_folder(copy).system == tiny.system()
+
+
+def test_the_current_folder_as_target(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_folder(".", tiny.params(), tiny.system(), tiny.tokenizer())
+    assert read_folder(tmp_path / "here").system == tiny.system()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_one_shard_is_held_at_a_time(tmp_path):
+    size, count = 1 << 20, 12
+    tracemalloc.start()
+    tensors = ((f"t{i}", np.full(size // 4, i, np.float32)) for i in range(count))
+    write_weights(tmp_path, tensors, {f"t{i}": size for i in range(count)}, shard_bytes=4 * size)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert peak < 6 * size
 
 
 def test_unknown_configs(copy):

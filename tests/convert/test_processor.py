@@ -219,8 +219,8 @@ def test_settings_nested_or_flat(copy):
     assert read_folder(copy)[1].layout.max_tiles == 7  # `transformers` asks the nested ones first too
     (copy / "processor_config.json").unlink()
     assert read_folder(copy)[1].layout.max_tiles == 9
-    edit(copy / "preprocessor_config.json", crop_to_patches=False)
-    assert read_folder(copy)[1].layout.max_tiles == 1
+    edit(copy / "preprocessor_config.json", crop_to_patches=False)  # as released; the joint processor overrides it
+    assert read_folder(copy)[1].layout.max_tiles == 9
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"neither in preprocessor_config\.json nor in processor_config\.json"):
         read_folder(copy)

@@ -192,9 +192,12 @@ def family_named(families: Sequence[DecoderFamily], field: str, found: Any, wher
 
 def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
     """Base and scaling of rotary frequencies, from the two flat entries of old or the one dict of transformers 5."""
-    old = fields.get("rope_scaling") or {}
-    rope = fields.get("rope_parameters") or {"rope_theta": fields.get("rope_theta", 10000.0), **old}
-    theta, kind = float(rope.get("rope_theta", 10000.0)), rope.get("rope_type", rope.get("type", "default"))
+    # Where both are there, `transformers` 5 takes the old dict, and a flat base where the dict has none.
+    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        fields.wrong("rope_parameters.partial_rotary_factor", f"must be 1.0, is {rope['partial_rotary_factor']}")
     limit = fields["max_position_embeddings"]
     before = rope.get("original_max_position_embeddings") or fields.get("original_max_position_embeddings", limit)
     try:

@@ -81,8 +81,8 @@ def read_config(config: Mapping[str, Any], beside: Mapping[str, Any], where: str
     fields = Fields(config, where)
     vision_fields, text_fields = fields.part("vision_config"), fields.part("llm_config")
     family = family_of(config["llm_config"], f"{where}: llm_config")
-    for name, value in (("ps_version", "v2"), ("select_layer", -1), ("pad2square", False)):
-        fields.need(name, value, value)
+    for name, value, default in (("ps_version", "v2", "v1"), ("select_layer", -1, -1), ("pad2square", False, False)):
+        fields.need(name, value, default)
     for name in ("use_backbone_lora", "use_llm_lora"):
         fields.need(name, 0, 0)
     vision = read_vision(vision_fields)

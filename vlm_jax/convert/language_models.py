@@ -38,13 +38,13 @@ def open_decoder(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig, Dec
     fields = Fields(content, where)
     config = family.read(fields)
     fields.finish()
-    # Of a tied head some folders hold a second copy.
-    params = open_params(
-        folder,
-        family.rules,
-        decoder_shapes(config),
-        left_out=lambda name: config.tie_embeddings and name == "lm_head.weight",
-    )
+
+    def left_out(name: str) -> bool:
+        # Of a tied head some folders hold a second copy, and older Llamas hold rotary frequencies, which follow from
+        # the config.
+        return name.endswith(".rotary_emb.inv_freq") or (config.tie_embeddings and name == "lm_head.weight")
+
+    params = open_params(folder, family.rules, decoder_shapes(config), left_out=left_out)
     return params, config, family
 
 

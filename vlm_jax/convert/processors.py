@@ -95,9 +95,7 @@ def read_layout(settings: Mapping[str, Any], tile_size: int, where: str) -> Clos
     size = {"height": tile_size, "width": tile_size}
     fields.need("size", size, size)
     fields.finish()
-    tiled = fields.get("crop_to_patches", True)
+    # `crop_to_patches` is False in the released folders, and means nothing: `InternVLProcessor` passes True.
     return ClosestAspect(
-        tile_size=tile_size,
-        min_tiles=fields.get("min_patches", 1) if tiled else 1,
-        max_tiles=fields.get("max_patches", 12) if tiled else 1,
+        tile_size=tile_size, min_tiles=fields.get("min_patches", 1), max_tiles=fields.get("max_patches", 12)
     )

@@ -22,7 +22,7 @@ from vlm_jax.convert import table
 from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.convert.table import Shape
 from vlm_jax.errors import UserError
-from vlm_jax.files import refuse_links_out
+from vlm_jax.files import read_json, refuse_links_out
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -156,6 +156,7 @@ def write_weights(
         held = {name: np.ascontiguousarray(tensor) for name, tensor in (next(stream) for _ in names)}
         save_file(held, folder / file, metadata={"format": "pt"})  # transformers refuses files without it
         index.update(dict.fromkeys(held, file))
+        del held  # before the next one is gathered
     if len(shards) > 1:
         content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
         (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n")
@@ -175,11 +176,12 @@ def _plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
 
 def _shards(folder: Path) -> dict[str, set[str] | None]:
     """File -> the keys that the index promises in it (None where there is no index)."""
+    if (folder / WEIGHTS).is_file():  # before an index, as in `transformers`
+        return {WEIGHTS: None}
     if (folder / INDEX).is_file():
-        try:
-            placed: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / INDEX}: not an index of shards: {error!r}") from None
+        placed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+            raise UserError(f"{folder / INDEX}: not an index of shards: its weight_map must map tensors to files")
         shards: dict[str, set[str] | None] = {file: set() for file in sorted(set(placed.values()))}
         outside = [file for file in shards if Path(file).name != file]
         if outside:
@@ -187,8 +189,6 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
         for key, file in placed.items():
             shards[file].add(key)
         return shards
-    if (folder / WEIGHTS).is_file():
-        return {WEIGHTS: None}
     pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
     hint = f" ({pickles[0]} is a pickle, which can run code: save the model again as safetensors)" if pickles else ""
     raise UserError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
