@@ -45,8 +45,8 @@ def test_mistakes_name_their_field(path, value, message):
 
 def test_missing_field_is_named():
     fields = recipe_fields()
-    del fields["stages"][0]["steps"]
-    with pytest.raises(UserError, match=r"config\.stages\[0\]\.steps: required field is missing"):
+    del fields["stages"][0]["objective"]
+    with pytest.raises(UserError, match=r"config\.stages\[0\]\.objective: required field is missing"):
         build(Recipe, fields)
 
 

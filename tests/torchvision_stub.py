@@ -1,8 +1,8 @@
 """Lets torchvision be imported beside a PyTorch that it was not built for.
 
-`AutoProcessor` wants torchvision, of which there is no small CPU build on PyPI. Its ordinary wheel, installed with
-`pip install --no-deps torchvision`, needs libraries of CUDA, but only for its own operators. Where they do not load,
-their names are declared without any code behind them: all that transforms of images need is plain PyTorch.
+`AutoProcessor` wants torchvision, whose wheel on PyPI needs libraries of CUDA, but only for its own operators. Where
+they do not load (beside a CPU build of PyTorch), their names are declared without any code behind them: all that
+transforms of images need is plain PyTorch.
 """
 
 import importlib.abc
