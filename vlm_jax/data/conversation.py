@@ -53,10 +53,13 @@ class Conversation:
         return self.place or f"record {self.id}"
 
 
-Reason = Literal["json", "type", "turns", "marks", "empty answer", "missing", "outside", "video", "image", "too long"]
+Reason = Literal[
+    "json", "type", "turns", "marks", "empty answer", "missing", "outside", "video", "image", "too long", "changed"
+]
 """What can be wrong with a record, for counting: not JSON; a field missing or of a wrong type; roles out of order;
 `IMAGE` marks that do not match the images; an answer without text; an image file that is missing; one outside of the
-source's root; a video; an image that cannot be read; more than a row can hold."""
+source's root; a video; an image that cannot be read; more than a row can hold; another size than when it was
+measured."""
 
 
 class RecordError(UserError):
