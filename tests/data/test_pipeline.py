@@ -12,8 +12,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.meta_fixture import write_meta
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.index import load_index
+from vlm_jax.data.meta import open_meta
 from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.pipeline import START, Batches, Position, batches
 from vlm_jax.data.sources import ManySources, MemorySource
@@ -77,9 +79,14 @@ def test_any_position_resumes_bit_for_bit(straight, source, preparer):
         assert_equal(again, straight[start:])
 
 
-def test_workers_change_nothing(straight, source, preparer):
-    again = take(8, source, preparer, CONFIG, 5, straight[1][0], workers=2)
-    assert_equal(again, straight[2:10])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(straight, source, preparer, workers):
+    # From the middle of a window over its end and the epoch's into the next.
+    start = len(straight) - 12
+    again = take(12, source, preparer, CONFIG, 5, straight[start - 1].position, workers=workers)
+    assert len({loaded.position[:2] for loaded in again}) >= 3
+    assert {loaded.position.epoch for loaded in again} == {0, 1}
+    assert_equal(again, straight[start:])
     assert type(again[0][1].tokens) is np.ndarray
     assert again[0][1].tokens.flags.owndata
     assert again[0][0] == Position(*again[0][0])
@@ -298,9 +305,9 @@ def test_nothing_is_left_after_a_kill(tmp_path):
             """
         )
     )
-    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in process.stdout.readline().split()]
+    shared = {file for pid in (process.pid, *workers) for file in shared_memory(pid)}
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert workers
@@ -308,9 +315,16 @@ def test_nothing_is_left_after_a_kill(tmp_path):
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in workers)
-    while os.path.isdir("/dev/shm") and set(os.listdir("/dev/shm")) - shared and time.monotonic() < deadline:
+    assert shared
+    while any(map(os.path.exists, shared)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not (os.path.isdir("/dev/shm") and set(os.listdir("/dev/shm")) - shared)
+    assert not any(map(os.path.exists, shared))
+
+
+def shared_memory(pid):
+    """Files of shared memory that a process has mapped (others on the machine have some, too)."""
+    with open(f"/proc/{pid}/maps") as file:
+        return {line.split()[-1] for line in file if "/dev/shm/psm_" in line}
 
 
 def alive(pid):
@@ -387,3 +401,122 @@ def test_sources_behind_one_another_have_one_index(conversations, preparer, tmp_
 def test_an_empty_source_is_refused(preparer):
     with pytest.raises(UserError, match="memory: the data set is empty"):
         Batches(MemorySource([]), preparer, CONFIG, 0, START)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(sampling="size"), {"a": 40, "b": 20}),
+        (dict(sampling="size", epoch_records=30), {"a": 20, "b": 10}),
+        (dict(sampling="weight", weights={"a": 1.0, "b": 3.0}), {"a": 15, "b": 45}),
+        (dict(sampling="sqrt_size", epoch_records=60), {"a": 60 * 40**0.5 / (40**0.5 + 20**0.5), "b": 24.85}),
+        (dict(cap=25), {"a": 25, "b": 20}),
+        (dict(cap=25, weights={"b": 3.0}), {"a": 0, "b": 25}),
+    ],
+)
+def test_mixtures(source, preparer, changes, expected):
+    index = load_index(source, preparer)
+    weights = task_weights(index, dataclasses.replace(CONFIG, **changes))
+    epochs = [epoch_records(index, weights, (5, 0), epoch) for epoch in range(12)]
+    for number, task in enumerate(index.tasks):
+        ids = np.flatnonzero(index.task_ids == number)
+        seen = np.bincount(np.concatenate(epochs), minlength=60)[ids]
+        assert seen.max() - seen.min() <= 1  # in turn
+        for records in epochs:
+            assert abs(np.isin(records, ids).sum() - expected[task]) <= 1
+
+
+def test_shapes_come_from_the_records_unless_they_are_given(source, preparer, conversations):
+    config = MixtureConfig(rows=2)
+    numbered = Batches(source, dataclasses.replace(preparer, max_tokens=4000), config, seed=5)
+    sizes = np.array([preparer.measure(c)[:2] for c in conversations])
+    assert numbered.shape[:2] >= tuple(sizes.max(axis=0))
+    assert numbered.bad == ()
+    batch = numbered[0].batch
+    assert batch.tokens.shape == (2, numbered.shape.tokens)
+    assert batch.patches.shape[:2] == (2, numbered.shape.tiles)
+    short = Batches(source, dataclasses.replace(preparer, max_tokens=110), config, seed=5)  # the model's context
+    assert short.shape.tokens == 110
+    assert {error.place for error in short.bad} == {f"memory:{n + 1}" for n in np.flatnonzero(sizes[:, 0] > 110)}
+
+
+def test_hosts_load_rows_of_their_own(source, preparer, straight, monkeypatch):
+    loaded = []
+    prepare = type(preparer).__call__
+    monkeypatch.setattr(
+        type(preparer),
+        "__call__",
+        lambda self, record, **draw: loaded.append(record.id) or prepare(self, record, **draw),
+    )
+    config, hosts = dataclasses.replace(CONFIG, rows=3), ((0, 2), (1,))
+    seen = []
+    for rows in hosts:
+        numbered = Batches(source, preparer, config, seed=5, rows=rows)
+        loaded.clear()
+        for number in range(4):
+            position, batch, bad = numbered[number]
+            assert (position, bad) == (straight[number].position, ())
+            for name in batch._fields[:-1]:
+                whole = getattr(straight[number].batch, name)
+                np.testing.assert_array_equal(getattr(batch, name), whole[list(rows)], err_msg=name)
+        seen.append(set(loaded))
+    assert seen[0]
+    assert seen[1]
+    assert not seen[0] & seen[1]
+
+
+def test_digests_tell_plans_apart(source, preparer, conversations):
+    def digest(**changes):
+        arguments = dict(source=source, preparer=preparer, config=CONFIG, seed=5, stage=0) | changes
+        return Batches(arguments.pop("source"), arguments.pop("preparer"), arguments.pop("config"), **arguments).digest
+
+    longer = dataclasses.replace(conversations[3], turns=(Turn("user", "a b c d"), Turn("assistant", "e")))
+    changed = MemorySource([*conversations[:3], longer, *conversations[4:]])
+    same, *others = [
+        digest(),
+        digest(seed=6),
+        digest(stage=1),
+        digest(source=changed),
+        digest(config=dataclasses.replace(CONFIG, weights={"a": 2.0, "b": 1.0})),
+        digest(config=dataclasses.replace(CONFIG, window=25)),
+    ]
+    assert same == digest()
+    assert same == digest(start=Position(0, 1, 0), rows=(1,))
+    assert len({same, *others}) == 6
+
+
+def test_sources_are_measured_in_processes(tmp_path, preparer):
+    meta = write_meta(tmp_path, scale=0.3)
+    lines = (tmp_path / "pages.jsonl").read_text().splitlines()
+    (tmp_path / "pages.jsonl").write_text("\n".join([*lines, "{}"]))
+    alone = load_index(open_meta(meta), preparer, workers=0)
+    for path in tmp_path.glob("index-*.npz"):
+        path.write_bytes(path.read_bytes()[:-50])  # damaged ones are made anew
+    index = load_index(open_meta(meta), preparer, workers=2)
+    np.testing.assert_array_equal(index.sizes, alone.sizes)
+    np.testing.assert_array_equal(index.least, alone.least)
+    np.testing.assert_array_equal(index.task_ids, alone.task_ids)
+    assert index.tasks == alone.tasks
+    ((number, error),) = index.bad.items()
+    assert str(error) == str(alone.bad[number])
+    assert error.place.endswith(f"pages.jsonl:{len(lines) + 1}")
+
+
+def test_records_that_could_not_be_used_are_measured_again_on_demand(tmp_path, preparer):
+    meta = write_meta(tmp_path, scale=0.3)
+    picture = next((tmp_path / "images/photos").iterdir())
+    content = picture.read_bytes()
+    whole = load_index(open_meta(meta), preparer)
+    for path in tmp_path.glob("index-*.npz"):
+        path.unlink()
+    picture.unlink()
+    without = load_index(open_meta(meta), preparer)
+    assert {error.reason for error in without.bad.values()} == {"missing"}
+    picture.write_bytes(content)
+    assert load_index(open_meta(meta), preparer).bad.keys() == without.bad.keys()
+    for again in (True, False):
+        index = load_index(open_meta(meta), preparer, again=again)
+        assert not index.bad
+        np.testing.assert_array_equal(index.sizes, whole.sizes)
+        np.testing.assert_array_equal(index.least, whole.least)
+        np.testing.assert_array_equal(index.task_ids, whole.task_ids)
