@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.config import build, config_class
-from vlm_jax.data.annotations import AnnotationSource
-from vlm_jax.data.lines import Lines
+from vlm_jax.data.annotations import AnnotationSource, open_lines
 from vlm_jax.data.sources import ManySources
 from vlm_jax.errors import UserError
 
@@ -27,7 +26,7 @@ class MetaEntry:
 
     Attributes:
       root: folder that the annotation's image files are named from.
-      annotation: its `.jsonl` file.
+      annotation: its file: `.jsonl`, one record a line, or (which the reference refuses) `.json`, a list of records.
       data_augment: training tiles are encoded as JPEG anew (`vlm_jax.data.augment`).
       repeat_time: below 1 the first int(lines * repeat_time) lines are used; above 1, a whole number, every epoch holds
         each record so many times.
@@ -73,8 +72,8 @@ def _problem(entry: MetaEntry) -> str:
     for field in ("root", "annotation"):
         if "://" in getattr(entry, field):
             return f"{field}: {getattr(entry, field)} is an address; copy the files into a folder first"
-    if not entry.annotation.endswith(".jsonl"):
-        return f"annotation: must be a .jsonl file, got '{entry.annotation}'"
+    if not entry.annotation.endswith((".jsonl", ".json")):
+        return f"annotation: must be a .jsonl or .json file, got '{entry.annotation}'"
     times = entry.repeat_time
     if not (math.isfinite(times) and times > 0 and (times < 1 or times.is_integer())):
         return f"repeat_time: must be a fraction below 1 or a whole number, got {times:g}"
@@ -104,7 +103,7 @@ def open_meta(path: str | Path, index_folder: Path | None = None) -> ManySources
 
 def _open(path: Path, name: str, entry: MetaEntry, index_folder: Path | None) -> AnnotationSource:
     try:
-        lines = Lines(path.parent / entry.annotation)
+        lines = open_lines(path.parent / entry.annotation)
     except UserError as error:
         raise UserError(f"{path}: {name}.annotation: {error}") from None
     if len(lines) < (entry.length or 0):

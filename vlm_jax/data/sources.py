@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlm_jax.data.conversation import Conversation, Role, Turn
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.records import ROLES
 from vlm_jax.errors import UserError
-
-_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 class Source(Protocol):
@@ -202,7 +201,7 @@ def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
     """
     try:
         messages = json.loads(text)
-        return tuple(Turn(_ROLES[message["from"]], str(message["value"])) for message in messages)
+        return tuple(Turn(ROLES[message["from"]], str(message["value"])) for message in messages)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f'record {record}: conversations must be a JSON list of {{"from": "system|human|gpt", "value": text}} '
