@@ -19,10 +19,9 @@ _CHUNK = 1 << 23  # bytes searched at a time
 _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
+_SPECIAL = bytes(byte if byte in b'"\\[]{},' else 0 for byte in range(256))
 _DEPTH = np.zeros(256, np.int8)
 _DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
-_STRUCTURE = _DEPTH != 0
-_STRUCTURE[ord(",")] = True
 
 
 class JsonList:
@@ -77,7 +76,7 @@ def _elements(path: Path) -> np.ndarray:
         scanner, borders, end = _Scanner(), [], None
         place = start
         while end is None and (chunk := file.read(_CHUNK)):
-            found, closing = scanner(np.frombuffer(chunk, np.uint8))
+            found, closing = scanner(chunk)
             borders.append(found + place)
             end = None if closing is None else place + closing
             place += len(chunk)
@@ -114,31 +113,38 @@ class _Scanner:
     def __init__(self) -> None:
         self.in_string, self.escaped, self.depth = False, False, 0
 
-    def __call__(self, piece: np.ndarray) -> tuple[np.ndarray, int | None]:
+    def __call__(self, piece: bytes) -> tuple[np.ndarray, int | None]:
         """Places of the commas between elements, and that of the bracket that ends the list if the piece has it."""
-        quotes = self._quotes(piece)
-        places = np.flatnonzero(_STRUCTURE[piece])
-        outside = (np.searchsorted(quotes, places) + self.in_string) % 2 == 0
-        places = places[outside]
-        self.in_string ^= bool(len(quotes) % 2)
-        kinds = piece[places]
+        special = np.frombuffer(piece.translate(_SPECIAL), np.uint8)
+        places = np.flatnonzero(special)  # few, so that what follows costs little
+        kinds = special[places]
+        is_quote = self._quotes(kinds, places, len(piece))
+        outside = (np.cumsum(is_quote) + self.in_string) % 2 == 0
+        self.in_string ^= bool(np.count_nonzero(is_quote) % 2)
+        kinds, places = kinds[outside], places[outside]
         depths = self.depth + np.cumsum(_DEPTH[kinds], dtype=np.int64)
         if len(depths):
             self.depth = int(depths[-1])
-        ends = np.flatnonzero(depths == 0)  # behind the first bracket the depth is 1
+        ends = np.flatnonzero((depths == 0) & (_DEPTH[kinds] < 0))
         end = int(places[ends[0]]) if len(ends) else None
         commas = places[(kinds == ord(",")) & (depths == 1)]
         return (commas if end is None else commas[commas < end]), end
 
-    def _quotes(self, piece: np.ndarray) -> np.ndarray:
-        quotes, slashes = np.flatnonzero(piece == ord('"')), np.flatnonzero(piece == ord("\\"))
-        first_is_escaped, self.escaped = self.escaped, False
-        if first_is_escaped:
-            quotes, slashes = (found[1:] if len(found) and not found[0] else found for found in (quotes, slashes))
-        if not len(slashes):
-            return quotes
-        begins = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
-        lengths = np.diff(begins, append=len(slashes))
-        escaped = (slashes[begins] + lengths)[lengths % 2 == 1]
-        self.escaped = bool(len(escaped) and escaped[-1] == len(piece))
-        return quotes[~np.isin(quotes, escaped, assume_unique=True)]
+    def _quotes(self, kinds: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+        """Which of the special bytes are quotation marks that count."""
+        quotes, slashes = kinds == ord('"'), places[kinds == ord("\\")]
+        if self.escaped and len(places) and places[0] == 0:
+            quotes[0] = False
+            slashes = slashes[1:] if len(slashes) and not slashes[0] else slashes
+        self.escaped = False
+        if len(slashes):
+            begins = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+            lengths = np.diff(begins, append=len(slashes))
+            escaped = (slashes[begins] + lengths)[lengths % 2 == 1]
+            self.escaped = bool(len(escaped) and escaped[-1] == size)
+            after = np.searchsorted(
+                places, escaped
+            )  # where an escaped byte stands among the special ones, if it is one
+            after = after[after < len(places)]
+            quotes[after[places[after] == escaped[: len(after)]]] = False
+        return quotes
