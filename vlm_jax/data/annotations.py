@@ -32,12 +32,13 @@ def open_lines(path: Path) -> Lines | JsonList:
     Raises:
       UserError: it cannot be read, or is neither.
     """
-    if path.suffix == ".jsonl" or _first_line_is_record(path):
+    if path.suffix == ".jsonl" or is_json_lines(path):
         return Lines(path)
     return JsonList(path)
 
 
-def _first_line_is_record(path: Path) -> bool:
+def is_json_lines(path: Path) -> bool:
+    """Whether the first line of a file is a record by itself."""
     try:
         with path.open("rb") as file:
             record = json.loads(file.readline(1 << 24).decode("utf-8-sig"))

@@ -193,6 +193,21 @@ class TFDSSource:
             raise UserError(f"{self.name}: cannot read the data set: {error}") from None
 
 
+def tfds_splits(folder: Path) -> tuple[str, ...]:
+    """Names of the splits of a prepared TFDS data set.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+        return tuple(str(split["name"]) for split in info["splits"])
+    except OSError as error:
+        raise UserError(f"{folder}: not a prepared TFDS data set: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder}/dataset_info.json: damaged: {type(error).__name__}: {error}") from None
+
+
 def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
     """Turns from InternVL's `conversations` list.
 

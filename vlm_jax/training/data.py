@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlm_jax.config import config_class
-from vlm_jax.data.meta import open_meta
-from vlm_jax.data.sources import Source, TFDSSource
+from vlm_jax.data.open import open_data
+from vlm_jax.data.sources import ManySources, Source, TFDSSource
 from vlm_jax.errors import UserError
 
 
@@ -65,13 +65,14 @@ class TFDSData:
 
 @config_class
 class MetaData:
-    """Annotation files in InternVL's format, named by meta files (`vlm_jax.data.meta`).
+    """Data of any kind that `vlm_jax.data.open` knows, by path: InternVL's meta files, records in JSON, Parquet, ...
 
-    How often a source's records are used follows from its `repeat_time`, unless a stage gives `data.weights` by the
-    sources' names.
+    How often a source's records are used follows from a meta file's `repeat_time`, unless a stage gives `data.weights`
+    by the sources' names.
 
     Attributes:
-      train, validation, test: paths of the splits' meta files; '' is no such split.
+      train, validation, test: paths of the splits' data; '' is no such split. Of data that has several splits by itself
+        the one of that name is read.
     """
 
     type: Literal["meta"] = "meta"
@@ -92,12 +93,19 @@ class MetaData:
             if not path:
                 continue
             try:
-                splits[split] = opened = open_meta(path, folder)
+                splits[split] = opened = open_data(path, split=split, index_folder=folder)
             except UserError as error:
                 raise UserError(f"config.data.{split}: {error}") from None
-            parts = (f"{part.task} {len(part):,} x {opened.weights[part.task]:g}" for part in opened.parts)
-            say(f"{split}: {len(opened):,} records ({', '.join(parts)})")
+            say(f"{split}: {len(opened):,} records{_parts(opened)}")
         return Splits(**splits)
+
+
+def _parts(source: Source) -> str:
+    """How many records each part of a meta file has, and how often an epoch holds each."""
+    if not isinstance(source, ManySources):
+        return ""
+    parts = (f"{part.task} {len(part):,} x {source.weights[part.task]:g}" for part in source.parts)
+    return f" ({', '.join(parts)})"
 
 
 def _splits(folder: Path) -> Splits:
