@@ -15,15 +15,18 @@ import functools
 import hashlib
 import json
 import os
-import stat
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vlm_jax.data.conversation import Conversation
+from vlm_jax.data.frames import FRAMES, FrameRange, choose_frames, frame_count
 from vlm_jax.data.json_list import JsonList
 from vlm_jax.data.lines import Lines
-from vlm_jax.data.records import LAYOUTS, bad, parse
-
-_HEADER = 1 << 16  # bytes of a JPEG file in which its size stands, if nobody wrote much else into it
+from vlm_jax.data.records import LAYOUTS, Record, parse, with_frames
+from vlm_jax.data.root import Root
+from vlm_jax.data.video import open_video
 
 
 def open_lines(path: Path) -> Lines | JsonList:
@@ -55,9 +58,10 @@ class AnnotationSource:
       task: name of the source, under which its records count.
       lines: the file's lines, or the elements of its list.
       count: the records are its first so many.
-      root: folder that image files are named from, and that they must lie in, links followed.
-      max_tiles: of its images, instead of the layout's.
+      root: folder that image and video files are named from, and that they must lie in, links followed.
+      max_tiles: of its images, instead of the layout's; a frame of a video is one tile.
       augment: see `Conversation`.
+      frames: of a video; how many of them a record has follows from its number and the video's name.
       index_folder: where an index is kept if the file's own folder cannot be written to.
     """
 
@@ -67,6 +71,7 @@ class AnnotationSource:
     root: Path
     max_tiles: int | None = None
     augment: bool = False
+    frames: FrameRange = FRAMES
     index_folder: Path | None = None
 
     @property
@@ -89,50 +94,52 @@ class AnnotationSource:
         Raises:
           RecordError: naming file, line and field.
         """
-        return self._read(index, header=False)
+        return self._read(index, None)
+
+    def draw(self, index: int, key: Sequence[int]) -> Conversation:
+        """The same with frames of a video drawn at random, one in each interval; `key` seeds what is drawn."""
+        return self._read(index, np.random.default_rng(key))
 
     def peek(self, index: int) -> Conversation:
-        """The same with the beginnings of its JPEG files."""
-        return self._read(index, header=True)
+        """The same with the beginnings of its JPEG files, and of frames of a video their size."""
+        return self._read(index, None, header=True)
 
     def fingerprint(self) -> str:
         """Digest of what the records' sizes depend on, except for the images' files, of which there may be millions."""
         file = self.lines.path.stat()
-        parts = [self.task, file.st_size, file.st_mtime_ns, self.count, self._real_root, self.max_tiles]
+        parts = [self.task, file.st_size, file.st_mtime_ns, self.count, self._root.real, self.max_tiles, self.frames]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @functools.cached_property
-    def _real_root(self) -> str:
-        return os.path.realpath(self.root)
+    def _root(self) -> Root:
+        return Root(self.root)
 
-    def _read(self, index: int, header: bool) -> Conversation:
+    def _read(self, index: int, rng: np.random.Generator | None, header: bool = False) -> Conversation:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.name}: no record number {index}, there are {self.count}")
         place = f"{self.lines.path}:{index + 1}"
         record = parse(self.lines[index], place)
+        if record.video:
+            images = self._frames(record, index, place, rng, header)
+            record = with_frames(record, len(images))
+        else:
+            images = [self._root.read(image, place, "image", header) for image in record.images]
         return Conversation(
             turns=record.turns,
-            images=tuple(self._image(image, place, header) for image in record.images),
+            images=tuple(images),
             id=f"{self.task}:{index + 1}",
             task=self.task,
             place=place,
-            max_tiles=self.max_tiles,
+            max_tiles=1 if record.video else self.max_tiles,
             augment=self.augment,
         )
 
-    def _image(self, name: str, place: str, header: bool) -> bytes:
-        """The bytes of an image file, or enough of them to read its size."""
-        if "://" in name:
-            bad(place, "outside", "image", f"{name} is an address, not a file; copy the files into a folder first")
-        try:
-            path = os.path.realpath(os.path.join(self._real_root, name))
-            if os.path.commonpath([self._real_root, path]) != self._real_root:
-                bad(place, "outside", "image", f"{name} lies outside of the source's root {self.root}")
-            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-                bad(place, "missing", "image", f"{path} is not a file")
-            with open(path, "rb") as file:
-                start = file.read(_HEADER)
-                return start if header and start.startswith(b"\xff\xd8") else start + file.read()
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-            reason = getattr(error, "strerror", None) or str(error)
-            bad(place, "missing", "image", f"{name!r} cannot be read from {self.root}: {reason}")
+    def _frames(
+        self, record: Record, index: int, place: str, rng: np.random.Generator | None, header: bool
+    ) -> Sequence[bytes]:
+        """The frames of a video as image files, or as many times a size."""
+        with open_video(self._root, record.video, record.clip, place) as video:
+            count = frame_count(f"{index}:{record.video}", video.count(), self.frames)
+            if header:
+                return [video.header()] * count
+            return video.read(lambda available: choose_frames(available, count, rng).tolist())

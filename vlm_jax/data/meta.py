@@ -16,6 +16,7 @@ from typing import Any
 
 from vlm_jax.config import build, config_class
 from vlm_jax.data.annotations import AnnotationSource, open_lines
+from vlm_jax.data.frames import FrameRange
 from vlm_jax.data.sources import ManySources
 from vlm_jax.errors import UserError
 
@@ -32,6 +33,7 @@ class MetaEntry:
         each record so many times.
       length: the file has at least so many lines.
       max_dynamic_patch: tiles of an image at most, instead of the layout's `max_tiles`.
+      min_num_frame, max_num_frame: frames that a video is shown as (in the reference an argument of the trainer).
     """
 
     root: str
@@ -40,6 +42,8 @@ class MetaEntry:
     repeat_time: float = 1.0
     length: int | None = None
     max_dynamic_patch: int | None = None
+    min_num_frame: int = 8
+    max_num_frame: int = 32
 
 
 def read_meta(path: str | Path) -> dict[str, MetaEntry]:
@@ -81,6 +85,8 @@ def _problem(entry: MetaEntry) -> str:
         value = getattr(entry, field)
         if value is not None and value < least:
             return f"{field}: must be at least {least}, got {value}"
+    if not 1 <= entry.min_num_frame <= entry.max_num_frame:
+        return f"min_num_frame: must lie in 1..max_num_frame ({entry.max_num_frame}), got {entry.min_num_frame}"
     return ""
 
 
@@ -121,6 +127,7 @@ def _open(path: Path, name: str, entry: MetaEntry, index_folder: Path | None) ->
         root=path.parent / entry.root,
         max_tiles=entry.max_dynamic_patch,
         augment=entry.data_augment,
+        frames=FrameRange(entry.min_num_frame, entry.max_num_frame),
         index_folder=index_folder,
     )
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from vlm_jax.data.conversation import IMAGE, Reason, RecordError, Role, Turn
 from vlm_jax.data.schema import SPEAKERS
+from vlm_jax.data.templates import frame_marks
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -78,6 +79,19 @@ def parse(text: bytes, place: str) -> Record:
     if video and marks > 1:
         bad(place, "marks", "conversations", f"{marks} {VIDEO} mark(s) for 1 video")
     return Record(turns, images, video, _clip(fields.get("clip"), place) if video else None)
+
+
+def with_frames(record: Record, frames: int) -> Record:
+    """The record of a video with a mark for each of its frames in place of `VIDEO`, as InternVL's trainer writes them.
+
+    Where the mark is missing they stand before the first question.
+    """
+    turns = list(record.turns)
+    asked = [number for number, turn in enumerate(turns) if turn.role == "user"]
+    number = next((number for number in asked if VIDEO in turns[number].text), asked[0])
+    text, marks = turns[number].text, frame_marks(frames, training=True)
+    turns[number] = Turn("user", text.replace(VIDEO, marks) if VIDEO in text else f"{marks}\n{text}")
+    return record._replace(turns=tuple(turns))
 
 
 def read_turns(fields: Mapping[str, Any], place: str, images: int) -> tuple[Turn, ...]:

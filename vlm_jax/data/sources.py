@@ -57,6 +57,20 @@ class PeekableSource(Protocol):
 
 
 @runtime_checkable
+class DrawnSource(Protocol):
+    """A source of which something may be drawn at random in training, without changing a record's size."""
+
+    def draw(self, index: int, key: Sequence[int]) -> Conversation:
+        """The record as `key`, of integers from 0, decides; the same key always gives the same one."""
+        ...
+
+
+def draw(source: Source, index: int, key: Sequence[int]) -> Conversation:
+    """A record for training: as `key` decides, where the source has something to draw."""
+    return source.draw(index, key) if isinstance(source, DrawnSource) else source[index]
+
+
+@runtime_checkable
 class WeighedSource(Protocol):
     """A source that says how often its records are used where a recipe does not.
 
@@ -85,10 +99,19 @@ class ManySources:
         return self._ends[-1] if self.parts else 0
 
     def __getitem__(self, index: int) -> Conversation:
+        part, number = self._place(index)
+        return part[number]
+
+    def draw(self, index: int, key: Sequence[int]) -> Conversation:
+        """See `DrawnSource`."""
+        return draw(*self._place(index), key)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        """The part that a record is in, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: no record number {index}, there are {len(self)}")
         part = bisect.bisect_right(self._ends, index)
-        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
 
     @functools.cached_property
     def _ends(self) -> list[int]:
