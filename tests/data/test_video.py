@@ -14,9 +14,9 @@ from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.frames import FrameRange
 from vlm_jax.data.index import load_index
 from vlm_jax.data.meta import open_meta
-from vlm_jax.data.root import Root
+from vlm_jax.data.root import Root, natural_order
 from vlm_jax.data.sources import ManySources, draw
-from vlm_jax.data.video import natural_order, open_video
+from vlm_jax.data.video import open_video
 from vlm_jax.errors import UserError
 
 FRAMES, RATE = 50, 10

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_jax.data.annotations import AnnotationSource, is_json_lines, open_lines
 from vlm_jax.data.meta import open_meta
+from vlm_jax.data.parquet import open_parquet, parquet_files
 from vlm_jax.data.records import LAYOUTS
 from vlm_jax.data.sources import Source, TFDSSource, tfds_splits
 from vlm_jax.errors import UserError
@@ -43,22 +44,26 @@ def open_data(
     if re.match(r"\w+:/", str(path)):
         raise UserError(f"{path} is an address; copy the data into a folder first")
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, split, index_folder)
     if not path.exists():
         raise UserError(f"{path}: cannot be read: No such file or directory")
     if path.suffix == ".jsonl" or (path.suffix == ".json" and not _is_meta(path)):
         return _open_records(path, path.parent if root is None else Path(root), index_folder)
     if path.suffix == ".json":
         return open_meta(path, index_folder)
+    if path.suffix == ".parquet":
+        return open_parquet(path, split, index_folder=index_folder)
     raise UserError(f"{path}: not a data set; expected {KINDS}")
 
 
-def _open_folder(path: Path, split: str) -> Source:
+def _open_folder(path: Path, split: str, index_folder: Path | None) -> Source:
     if (path / "dataset_info.json").exists():
         known = tfds_splits(path)
         if split not in known:
             raise UserError(f"{path}: no split '{split}', there are {', '.join(known)}")
         return TFDSSource(path, split)
+    if parquet_files(path):
+        return open_parquet(path, split, index_folder=index_folder)
     raise UserError(f"{path}: not a data set; expected {KINDS}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +11,11 @@ from typing import NoReturn
 from vlm_jax.data.records import bad
 
 _HEADER = 1 << 16  # bytes of a JPEG file in which its size stands, if nobody wrote much else into it
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people count: `frame2` stands before `frame10`."""
+    return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 class Root:

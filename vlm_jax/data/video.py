@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from PIL import Image
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.images import _DAMAGED as DAMAGED
 from vlm_jax.data.images import to_rgb
-from vlm_jax.data.root import Root
+from vlm_jax.data.root import Root, natural_order
 from vlm_jax.errors import UserError
 
 Clip = tuple[float, float]
@@ -87,11 +86,6 @@ def open_video(root: Root, name: str, clip: Clip | None, place: str) -> Iterator
             raise
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         raise RecordError(place, "video", f"video: {name}: cannot read this video: {reason}") from None
-
-
-def natural_order(name: str) -> list[Any]:
-    """Sorts names as people count: `frame2` stands before `frame10`."""
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 class _Folder:
