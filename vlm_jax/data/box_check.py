@@ -29,27 +29,28 @@ def check_boxes(conversation: Conversation) -> None:
       RecordError: naming the turn and the box.
     """
     for number, turn in enumerate(conversation.turns):
-        for tag, text in _MARKED.findall(turn.text):
-            for box in _lists_of_numbers(text):
-                if not all(0 <= value <= FULL for value in box):
-                    raise RecordError(
-                        conversation.name,
-                        "box",
-                        f"conversations[{number}].value: <{tag}>{_shown(box)}</{tag}> lies outside of the picture; "
-                        f"coordinates are thousandths of its width and height, 0 to {FULL}",
-                    )
+        for tag, box in boxes_in(turn.text):
+            if not all(0 <= value <= FULL for value in box):
+                raise RecordError(
+                    conversation.name,
+                    "box",
+                    f"conversations[{number}].value: <{tag}>{_shown(box)}</{tag}> lies outside of the picture; "
+                    f"coordinates are thousandths of its width and height, 0 to {FULL}",
+                )
 
 
-def _lists_of_numbers(text: str) -> Iterator[list[float]]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(found, list):
-        return
-    for box in found if any(isinstance(item, list) for item in found) else [found]:
-        if isinstance(box, list) and box and all(isinstance(value, int | float) for value in box):
-            yield box
+def boxes_in(text: str) -> Iterator[tuple[str, list[float]]]:
+    """The tag (`box` or `quad`) and the numbers of every box that is written in a text."""
+    for tag, content in _MARKED.findall(text):
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(found, list):
+            continue
+        for box in found if any(isinstance(item, list) for item in found) else [found]:
+            if isinstance(box, list) and box and all(isinstance(value, int | float) for value in box):
+                yield tag, box
 
 
 def _shown(box: list[float]) -> str:
