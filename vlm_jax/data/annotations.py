@@ -77,6 +77,10 @@ class AnnotationSource:
         """The same with the beginnings of its JPEG files."""
         return self._read(index, header=True)
 
+    def place(self, index: int) -> str:
+        """What messages call the record."""
+        return f"{self.lines.path}:{index + 1}"
+
     def fingerprint(self) -> str:
         """Digest of what the records' sizes depend on, except for the images' files, of which there may be millions."""
         file = self.lines.path.stat()
@@ -90,7 +94,7 @@ class AnnotationSource:
     def _read(self, index: int, header: bool) -> Conversation:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.name}: no record number {index}, there are {self.count}")
-        place = f"{self.lines.path}:{index + 1}"
+        place = self.place(index)
         record = parse(self.lines[index], place)
         return Conversation(
             turns=record.turns,

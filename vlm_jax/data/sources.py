@@ -86,10 +86,15 @@ class ManySources:
         return self._ends[-1] if self.parts else 0
 
     def __getitem__(self, index: int) -> Conversation:
+        part, number = self.part(index)
+        return part[number]
+
+    def part(self, index: int) -> tuple[Source, int]:
+        """The source that holds record number `index`, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: no record number {index}, there are {len(self)}")
         part = bisect.bisect_right(self._ends, index)
-        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
 
     @functools.cached_property
     def _ends(self) -> list[int]:
@@ -192,6 +197,14 @@ class TFDSSource:
             return builder.as_data_source(self.split, decoders={"images": Encoded()})
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"{self.name}: cannot read the data set: {error}") from None
+
+
+def place_of(source: Source, number: int) -> str:
+    """What messages call a record of a source, without reading it."""
+    if isinstance(source, ManySources):
+        return place_of(*source.part(number))
+    place = getattr(source, "place", None)
+    return place(number) if place else f"{source.name}:{number + 1}"
 
 
 def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
