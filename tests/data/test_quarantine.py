@@ -91,7 +91,7 @@ def test_too_many_are_one_clear_error_after_they_were_written(tmp_path):
     assert len(rows_in(path)) == 3
 
     assert "mended since" not in message
-    with pytest.raises(UserError, match="3 of 200.*if it was mended since, remove"):  # a restart does not forget
+    with pytest.raises(UserError, match=r"3 of 200.*if it was mended since, remove"):  # a restart does not forget
         Quarantine(path, 200).add([error(1)])
     remove(path)
     Quarantine(path, 200).add([error(1)])

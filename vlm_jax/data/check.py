@@ -72,7 +72,9 @@ def _parse(argv: Sequence[str]) -> Any:
     parser = cli.ArgumentParser(prog="python -m vlm_jax.data.check", description=_HELP)
     shared.add_flags(parser)
     parser.add_argument("--deep", action="store_true", help="decode every image, not only its header")
-    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a copy without the bad records: a meta file")
+    parser.add_argument(
+        "--fix", type=Path, metavar="OUT.json", help="write a clean copy: a meta file beside new .jsonl"
+    )
     parser.add_argument(
         "--quarantine",
         type=Path,

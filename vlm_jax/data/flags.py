@@ -56,7 +56,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--template", choices=sorted(TEMPLATES), help="prompt format (default: the model's, otherwise internvl2)"
     )
-    data.add_argument("--max-tiles", type=positive, metavar="N", help="tiles of a picture (default: the model's, or 12)")
+    data.add_argument(
+        "--max-tiles", type=positive, metavar="N", help="tiles of a picture (default: the model's, or 12)"
+    )
     data.add_argument(
         "--tile-size", type=positive, metavar="PX", help="side of a tile (default: 448); not beside --model"
     )

@@ -77,7 +77,11 @@ def _parse(argv: Sequence[str]) -> Any:
         "--samples", type=shared.positive, default=16, metavar="N", help="records that are shown (default: %(default)s)"
     )
     parser.add_argument(
-        "--rows", type=shared.positive, default=16, metavar="N", help="packed rows that are shown (default: %(default)s)"
+        "--rows",
+        type=shared.positive,
+        default=16,
+        metavar="N",
+        help="packed rows that are shown (default: %(default)s)",
     )
     parser.add_argument(
         "--loss-reduction",
@@ -85,7 +89,9 @@ def _parse(argv: Sequence[str]) -> Any:
         default="token",
         help="what a learned token weighs (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=shared.natural, default=0, metavar="N", help="of the choice (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=shared.natural, default=0, metavar="N", help="of the choice (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
