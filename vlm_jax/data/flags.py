@@ -1,7 +1,7 @@
 """The flags that `vlm_jax.data.check` and `vlm_jax.data.show` share: which data, and for which model it is prepared.
 
-Without a model folder the sizes are those of Mini-InternVL. Without a tokenizer either, one is trained on the data's own
-text, as a run from scratch does; there is none to fall back on without a download, and characters are no measure of
+Without a model folder the sizes are those of Mini-InternVL. Without a tokenizer either, one is trained on the data's
+own text, as a run from scratch does; there is none to fall back on without a download, and characters are no measure of
 tokens in most languages.
 """
 

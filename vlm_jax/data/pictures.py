@@ -24,7 +24,7 @@ _MAX_BOXES = 40
 
 
 def pictures_of(conversation: Conversation, example: Example, preparer: Preparer) -> list[dict[str, Any]]:
-    """Every image of a conversation as the page shows it: whole, and as the tiles that the model gets, in their grid."""
+    """Every image of a conversation as the page shows it: whole, and as the tiles that the model gets."""
     layout = preparer._layout(conversation)
     side = preparer.layout.tile_size // preparer.patch_size
     found = []

@@ -1,7 +1,7 @@
 """The quarantine: every record that could not be used, in a file, and the point at which that is too many.
 
-`quarantine.jsonl` holds one row a record: `source` (full path of the file), `line` (in it from 1, or the record's number or id where
-there are no lines), `reason` (one of `vlm_jax.data.conversation.Reason`) and `detail`.
+`quarantine.jsonl` holds one row a record: `source` (the file's full path), `line` (in it from 1, or the record's number
+or id where there are no lines), `reason` (one of `vlm_jax.data.conversation.Reason`) and `detail`.
 """
 
 from __future__ import annotations
