@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from vlm_jax.checkpoints import complete
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import Opened, write_folder
@@ -79,7 +80,7 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits, start)
-    recipe = with_steps(recipe, splits, tokenizer)
+    recipe = with_steps(recipe, splits, tokenizer, fresh=not complete(workdir.checkpoints))
     benchmark = _benchmark(recipe, splits)
     trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, start.params if start else None)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}

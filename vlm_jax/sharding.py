@@ -166,6 +166,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def rows_here(mesh: Mesh, rows: int) -> list[int]:
+    """Which of a batch's `rows` rows this process's devices hold: those that it has to load, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    return sorted({row for (part,) in places.values() for row in range(*part.indices(rows))})
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

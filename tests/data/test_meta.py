@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import time
 from typing import get_args
 
@@ -13,7 +14,7 @@ from tests.meta_fixture import RECORDS, turns, write_lines, write_meta
 from vlm_jax.data.annotations import AnnotationSource
 from vlm_jax.data.conversation import Reason, RecordError, Turn
 from vlm_jax.data.images import image_size
-from vlm_jax.data.index import load_index
+from vlm_jax.data.index import BAD, load_index
 from vlm_jax.data.lines import Lines
 from vlm_jax.data.meta import open_meta, read_meta
 from vlm_jax.data.mixture import MixtureConfig, task_weights
@@ -171,10 +172,14 @@ def test_a_picture_that_was_changed_after_measuring_is_named(tmp_path, preparer)
 
     meta = write_meta(tmp_path, scale=0.2)
     config = MixtureConfig(rows=1, tokens=2000, tiles=40, weights={"captions": 1.0})
-    assert Batches(open_meta(meta), preparer, config, 0)[0][1].tokens.any()
+    assert Batches(open_meta(meta), preparer, config, 0)[0].bad == ()
     Image.new("RGB", (30, 30)).save(tmp_path / "images/photos/astronaut.jpg")
-    with pytest.raises(RecordError, match=r"captions.jsonl:\d: has \d+ tokens and 1 tiles, but had \d+ and [2-5] when"):
-        Batches(open_meta(meta), preparer, config, 0)[0]
+    numbered = Batches(open_meta(meta), preparer, config, 0)
+    bad = [error for number in range(numbered.count(0)) for error in numbered[number].bad]
+    assert bad
+    for error in bad:
+        assert error.reason == "changed"
+        assert re.search(r"captions.jsonl:\d: has \d+ tokens and 1 tiles, but had \d+ and [2-5] when", str(error))
 
 
 GOOD = {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "That.")}
@@ -249,9 +254,15 @@ def test_bad_records_name_line_and_field(tmp_path, preparer, png, record, reason
     bad = record if isinstance(record, bytes) else json.dumps(record).encode()
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, bad, good]))
     (tmp_path / "meta.json").write_text(json.dumps({"a": {"root": "images", "annotation": "a.jsonl"}}))
-    with pytest.raises(RecordError, match=message) as caught:
-        load_index(open_meta(tmp_path / "meta.json"), preparer)
-    error = pickle.loads(pickle.dumps(caught.value))
+    measured = load_index(open_meta(tmp_path / "meta.json"), preparer)
+    again = load_index(open_meta(tmp_path / "meta.json"), preparer)  # from its file
+    for index in (measured, again, load_index(open_meta(tmp_path / "meta.json"), preparer, again=True)):
+        assert list(index.bad) == [1]
+        assert index.task_ids.tolist() == [0, BAD, 0]
+        assert index.sizes[1].tolist() == [0, 0]
+        assert str(index.bad[1]) == str(measured.bad[1])
+    error = pickle.loads(pickle.dumps(measured.bad[1]))
+    assert re.search(message, str(error))
     assert (error.place, error.reason) == (f"{tmp_path}/a.jsonl:2", reason)
     assert str(error) == f"{error.place}: {error.detail}"
     assert "\n" not in str(error)

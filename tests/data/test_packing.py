@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from vlm_jax.batch import BatchShape, empty_batch
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.packing import pack_row, plan_rows
-from vlm_jax.errors import UserError
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,7 +63,7 @@ def test_branches_are_packed_with_their_positions(preparer, png):
 
 @pytest.mark.parametrize("size", [(41, 0), (1, 7)])
 def test_a_record_larger_than_a_row_is_an_error(size):
-    with pytest.raises(UserError, match="record number 1 does not fit"):
+    with pytest.raises(ValueError, match="larger than a row"):
         plan_rows(np.array([(1, 1), size]), 40, 6, np.random.default_rng(0))
 
 

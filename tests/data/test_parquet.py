@@ -13,6 +13,7 @@ from vlm_jax.data.conversation import RecordError, Turn
 from vlm_jax.data.index import load_index
 from vlm_jax.data.open import open_data
 from vlm_jax.data.parquet import ParquetSource, open_parquet
+from vlm_jax.data.sources import place_of
 from vlm_jax.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -152,7 +153,7 @@ def test_shards_of_a_folder(tmp_path, pictures):
     assert [source[n].turns[1].text for n in range(len(source))] == [
         str(10 * s + n) for s in (0, 2, 10) for n in range(4)
     ]
-    assert source[5].place == f"{folder}/train-2-of-11.parquet:2"
+    assert source[5].place == place_of(source, 5) == f"{folder}/train-2-of-11.parquet:2"
     assert source[5].task == "my.set"
     assert len(open_data(tmp_path / "my.set", split="validation")) == 1
 

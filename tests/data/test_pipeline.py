@@ -35,8 +35,9 @@ def take(count, *args, **kwargs):
 
 
 def assert_equal(first, second):
-    assert [position for position, _ in first] == [position for position, _ in second]
-    for (_, a), (_, b) in zip(first, second, strict=True):
+    assert [loaded.position for loaded in first] == [loaded.position for loaded in second]
+    assert [list(map(str, loaded.bad)) for loaded in first] == [list(map(str, loaded.bad)) for loaded in second]
+    for (_, a, _), (_, b, _) in zip(first, second, strict=True):
         for name in a._fields[:-1]:
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
             assert getattr(a, name).dtype == getattr(b, name).dtype
@@ -52,7 +53,7 @@ def straight(source, preparer):
 
 
 def test_shapes_never_change(straight):
-    for _, batch in straight:
+    for _, batch, _ in straight:
         assert batch.tokens.shape == (3, 400)
         assert batch.patches.shape == (3, 12, 4, 588)
         assert batch.patches.dtype == np.uint8
@@ -61,7 +62,7 @@ def test_shapes_never_change(straight):
 
 def test_an_epoch_holds_every_record_once(straight, preparer, conversations):
     seen = Counter()
-    for position, batch in straight:
+    for position, batch, _ in straight:
         for row in range(3):
             for segment in range(1, batch.segments[row].max() + 1):
                 seen[preparer.tokenizer.decode(batch.tokens[row][batch.segments[row] == segment])] += 1
@@ -97,7 +98,8 @@ def test_rows_are_dealt_evenly(source, preparer):
     for window in range(3):
         rows = len(numbered.rows(0, window))
         used = [
-            int((batch.segments > 0).any(axis=1).sum()) for batch in (numbered[i][1] for i in range(numbered.count(0)))
+            int((batch.segments > 0).any(axis=1).sum())
+            for batch in (numbered[i].batch for i in range(numbered.count(0)))
         ]
         assert max(used) - min(used) <= 1 or rows <= 3
     assert sum(used) == sum(len(numbered.rows(0, window)) for window in range(3))
@@ -155,15 +157,18 @@ def test_epochs_without_records_are_passed_over(source, preparer):
     [
         ({"weights": {"c": 1.0}}, "^weights: no task c in the data, there are a, b"),
         ({"weights": {"a": 0.0}}, "every weight is 0"),
-        ({"tiles": 3}, "does not fit a row: .* tiles is 3"),
-        ({"tokens": 90}, "^record r.*: does not fit a row: .* tokens is 90 .* in memory"),
+        ({"tiles": 0, "weights": {"b": 1.0}}, "no record of positive weight is left"),
+        ({"tokens": 9}, r"^memory: none of its 60 record\(s\) can be used; the first: .*:1: does not fit a row: .* 9 "),
     ],
 )
 def test_mixtures_that_do_not_fit(source, preparer, change, message):
     with pytest.raises(UserError, match=message):
         Batches(source, preparer, dataclasses.replace(CONFIG, **change), seed=5)
-    with pytest.raises(UserError, match=r"data\.rows"):
-        MixtureConfig(rows=0, tokens=1, tiles=1)
+    for field, value in {"rows": 0, "tokens": 0, "tiles": -1, "window": 0, "cap": -1}.items():
+        with pytest.raises(UserError, match=rf"data\.{field}: must be at least"):
+            MixtureConfig(**{**dict(rows=1, tokens=1, tiles=1), field: value})
+    with pytest.raises(UserError, match=r"data\.epoch_records"):
+        MixtureConfig(rows=1, tokens=1, tiles=1, epoch_records=5)
     with pytest.raises(UserError, match=r"data\.weights\.a"):
         MixtureConfig(rows=1, tokens=1, tiles=1, weights={"a": -1.0})
 
@@ -173,8 +178,10 @@ def test_records_of_tasks_left_out_may_be_larger_than_a_row(conversations, prepa
     tight = dataclasses.replace(preparer, max_tokens=CONFIG.tokens)
     source = MemorySource([*conversations, long])
     assert Batches(source, tight, dataclasses.replace(CONFIG, weights={"a": 1.0}), seed=5).count(0)
-    with pytest.raises(UserError, match=r"^record z: does not fit a row"):
-        Batches(source, tight, CONFIG, seed=5)
+    numbered = Batches(source, tight, CONFIG, seed=5)
+    assert [(error.place, error.reason) for error in numbered.bad] == [("memory:61", "too long")]
+    planned = np.concatenate([records for window in range(3) for records in numbered.rows(0, window)])
+    assert sorted(planned.tolist()) == list(range(60))
 
 
 def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations, preparer):
@@ -194,10 +201,12 @@ def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations
                 assert batch.loss_weights[row][here].any()
                 seen[batch.tokens[row][here].tobytes()] += 1
     assert seen == Counter(preparer(c).tokens[:118].tobytes() for c in conversations)
-    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: .* tokens is 118"):
-        Batches(source, preparer, dataclasses.replace(config, too_long="error"), seed=5, index=index)
-    with pytest.raises(UserError, match=r"^record r\d+: does not fit a row: \d+ tokens \(\d+ when it is cut\)"):
-        Batches(source, preparer, dataclasses.replace(config, tokens=80), seed=5, index=index)
+    strict = Batches(source, preparer, dataclasses.replace(config, too_long="error"), seed=5, index=index)
+    assert {error.place for error in strict.bad} == {f"memory:{n + 1}" for n in np.flatnonzero(index.sizes[:, 0] > 118)}
+    shorter = Batches(source, preparer, dataclasses.replace(config, tokens=80), seed=5, index=index)
+    assert 0 < len(shorter.bad) < 60
+    for error in shorter.bad:
+        assert int(error.detail.split(" when it is cut")[0].rpartition("(")[2]) > 80
 
 
 def test_what_is_drawn_is_a_function_of_the_place(conversations, preparer):
@@ -242,11 +251,29 @@ def test_what_is_drawn_is_a_function_of_the_place(conversations, preparer):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_damaged_behind_its_header_is_named(preparer, png, workers):
-    record = Conversation((Turn("user", "?"), Turn("assistant", "!")), (png(30, 30)[:-400],), "r9", "a")
-    iterator = batches(MemorySource([record]), preparer, CONFIG, 5, workers=workers)
-    with pytest.raises(UserError, match=r"^record r9: image 0: cannot read this image: .*truncated"):
-        next(iterator)
+def test_an_image_damaged_behind_its_header_leaves_a_hole(preparer, conversations, png, workers):
+    sound = Conversation((Turn("user", "?"), Turn("assistant", "!")), (png(30, 30),), "r9", "a")
+    record = dataclasses.replace(sound, images=(png(30, 30)[:-400],))
+    config = dataclasses.replace(CONFIG, rows=1, window=100)
+    (whole,) = take(1, MemorySource([*conversations[:4], sound, *conversations[5:9]]), preparer, config, 5)
+    (found,) = take(
+        1, MemorySource([*conversations[:4], record, *conversations[5:9]]), preparer, config, 5, workers=workers
+    )
+    assert whole.bad == ()
+    ((error,), batch) = found.bad, found.batch
+    assert (error.place, error.reason) == ("record r9", "image")
+    assert "image 0: cannot read this image" in error.detail
+    assert "truncated" in error.detail
+    (hole,) = {int(segment) for segment in whole.batch.segments[0]} - {int(segment) for segment in batch.segments[0]}
+    here, there = whole.batch.segments != hole, whole.batch.tile_segment != hole
+    assert not batch.loss_weights[~here].any()
+    assert not batch.tile_grid[~there].any()
+    assert (~here).any()
+    assert (~there).any()
+    for name in ("tokens", "loss_weights", "positions", "segments", "splice"):
+        np.testing.assert_array_equal(getattr(batch, name)[here], getattr(whole.batch, name)[here], err_msg=name)
+    for name in ("patches", "tile_grid", "tile_segment", "tile_slot"):
+        np.testing.assert_array_equal(getattr(batch, name)[there], getattr(whole.batch, name)[there], err_msg=name)
 
 
 def test_nothing_is_left_after_a_kill(tmp_path):

@@ -104,6 +104,10 @@ class AnnotationSource:
         """The same with the beginnings of its JPEG files, and of frames of a video their size."""
         return self._read(index, None, header=True)
 
+    def place(self, index: int) -> str:
+        """What messages call the record."""
+        return f"{self.lines.path}:{index + 1}"
+
     def fingerprint(self) -> str:
         """Digest of what the records' sizes depend on, except for the images' files, of which there may be millions."""
         file = self.lines.path.stat()
@@ -117,7 +121,7 @@ class AnnotationSource:
     def _read(self, index: int, rng: np.random.Generator | None, header: bool = False) -> Conversation:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.name}: no record number {index}, there are {self.count}")
-        place = f"{self.lines.path}:{index + 1}"
+        place = self.place(index)
         record = parse(self.lines[index], place)
         if record.video:
             images = self._frames(record, index, place, rng, header)

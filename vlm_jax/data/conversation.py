@@ -53,10 +53,14 @@ class Conversation:
         return self.place or f"record {self.id}"
 
 
-Reason = Literal["json", "type", "turns", "marks", "empty answer", "missing", "outside", "video", "image", "too long"]
+Reason = Literal[
+    "json", "type", "turns", "marks", "empty answer", "box",
+    "missing", "outside", "empty file", "bomb", "image", "video", "too long", "changed",
+]  # fmt: skip
 """What can be wrong with a record, for counting: not JSON; a field missing or of a wrong type; roles out of order;
-`IMAGE` marks that do not match the images; an answer without text; an image file that is missing; one outside of the
-source's root; a video; an image that cannot be read; more than a row can hold."""
+`IMAGE` marks that do not match the images; an answer without text; a box outside of the picture; an image file that is
+missing; one outside of the source's root; one of no bytes; one of too many pixels (a decompression bomb); one that is
+damaged, cut off or of no known format; a video; more than a row can hold; another size than when it was measured."""
 
 
 class RecordError(UserError):

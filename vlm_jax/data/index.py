@@ -1,6 +1,7 @@
 """The index of a source: size and task of every record, measured once and kept beside the data.
 
-Packing is planned from it, so that rows are known before any pixel is decoded.
+Packing is planned from it, so that rows are known before any pixel is decoded. Records that cannot be used stand in it
+with what is wrong with them.
 """
 
 from __future__ import annotations
@@ -10,20 +11,26 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.prepare import Preparer, Size
+from vlm_jax.data.processes import in_order
 from vlm_jax.data.sources import ManySources, PeekableSource, Source, StoredSource
 from vlm_jax.errors import UserError
 
-_FORMAT = 2  # to be raised when the meaning of the file changes
-_LINE_EVERY = 20_000  # records between two progress lines where there is no terminal
+_FORMAT = 3  # to be raised when the meaning of the file changes
+_JOB = 512  # records that a process measures at a time
+_WORTH_PROCESSES = 8192  # fewer records are measured sooner than processes have started
+
+BAD = -1
+"""Value of `Index.task_ids` for a record that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,76 +38,141 @@ class Index:
     """Sizes and tasks of a source's records.
 
     Attributes:
-      sizes: int32 [n, 2]; tokens and tiles.
+      sizes: int32 [n, 2]; tokens and tiles; 0 and 0 of a record that cannot be used.
       least: int32 [n]; tokens that must stay when a record is cut (`Size.least`).
       tasks: names of the tasks that occur, sorted.
-      task_ids: int32 [n]; index into `tasks`.
+      task_ids: int32 [n]; index into `tasks`, or `BAD`.
+      bad: by its number, what is wrong with every record that cannot be used.
     """
 
     sizes: np.ndarray
     least: np.ndarray
     tasks: tuple[str, ...]
     task_ids: np.ndarray
+    bad: Mapping[int, RecordError] = dataclasses.field(default_factory=dict)
 
 
-def load_index(source: Source, preparer: Preparer) -> Index:
+def load_index(source: Source, preparer: Preparer, workers: int | None = None, again: bool = False) -> Index:
     """Reads the source's index, or measures the source and writes it.
 
     The file is named by a digest of everything that sizes depend on, so a stale one is never read. Sources that are not
     in files are measured every time. A source of several has an index of each.
 
+    Args:
+      source: the conversations.
+      preparer: knows sizes. How long a record may be is for the batches to say.
+      workers: processes that measure a source in files; None takes one for every core where there are enough records.
+      again: measures those records once more that could not be used, because what was missing may be there now.
+
     Raises:
-      UserError: the source is empty, or a record cannot be measured. How long one may be is for the batches to say.
+      UserError: the source is empty.
     """
     if not len(source):
         raise UserError(f"{source.name}: the data set is empty")
     if isinstance(source, ManySources):
-        return _joined([load_index(part, preparer) for part in source.parts])
+        return _joined([load_index(part, preparer, workers, again) for part in source.parts])
     if not isinstance(source, StoredSource):
-        return _measure(source, preparer)
+        return _measure(source, preparer, 0)
     path = source.folder / f"index-{_digest(source, preparer)}.npz"
-    if not path.exists():
-        index = _measure(source, preparer)
+    index = _read(path)
+    if index is None:
+        if workers is None:
+            workers = len(os.sched_getaffinity(0)) if len(source) >= _WORTH_PROCESSES else 0
+        index = _measure(source, preparer, workers)
         _write(path, index)
-        return index
-    with np.load(path, allow_pickle=False) as file:
-        return Index(file["sizes"], file["least"], tuple(file["tasks"].tolist()), file["task_ids"])
+    elif again and index.bad:
+        index = _mended(index, source, preparer)
+        _write(path, index)
+    return index
 
 
 def _joined(parts: Sequence[Index]) -> Index:
     tasks = tuple(sorted({task for part in parts for task in part.tasks}))
-    ids = [np.array([tasks.index(task) for task in part.tasks], np.int32)[part.task_ids] for part in parts]
+    ids = [np.array([*map(tasks.index, part.tasks), BAD], np.int32)[part.task_ids] for part in parts]  # BAD is the last
+    firsts = np.cumsum([0, *(len(part.sizes) for part in parts)]).tolist()
     return Index(
         np.concatenate([part.sizes for part in parts]),
         np.concatenate([part.least for part in parts]),
         tasks,
         np.concatenate(ids),
+        {
+            first + number: error
+            for first, part in zip(firsts, parts, strict=False)
+            for number, error in part.bad.items()
+        },
     )
 
 
-def _measure(source: Source, preparer: Preparer) -> Index:
-    from rich.console import Console
-    from rich.progress import track
+class _Measured(NamedTuple):
+    """Some records that follow one another: sizes int32 [n, 3] (`Size`), tasks, and what is wrong with which."""
 
-    terminal = sys.stderr.isatty()
-    sizes = np.zeros((len(source), 3), np.int32)
-    tasks: dict[str, int] = {}
-    task_ids = np.zeros(len(source), np.int32)
-    numbers = track(
-        range(len(source)),
-        description=f"measuring {source.name}",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not terminal,
-    )
-    for number in numbers:
-        sizes[number], task = _measured(source, number, preparer)
-        task_ids[number] = tasks.setdefault(task, len(tasks))
-        if not terminal and number and number % _LINE_EVERY == 0:
-            logging.getLogger(__name__).info("measured %d of %d records of %s", number, len(source), source.name)
-    names = sorted(tasks)
-    rank = np.array([names.index(task) for task in tasks], np.int32)
-    return Index(sizes[:, :2].copy(), sizes[:, 2].copy(), tuple(names), rank[task_ids])
+    sizes: np.ndarray
+    tasks: list[str]
+    bad: dict[int, RecordError]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measurer:
+    """Measures a stretch of a source."""
+
+    source: Source
+    preparer: Preparer
+
+    def __call__(self, stretch: range) -> _Measured:
+        sizes, tasks, bad = np.zeros((len(stretch), 3), np.int32), [], {}
+        for place, number in enumerate(stretch):
+            try:
+                sizes[place], task = _measured(self.source, number, self.preparer)
+            except RecordError as error:
+                bad[number], task = error, ""
+            tasks.append(task)
+        return _Measured(sizes, tasks, bad)
+
+
+def _measure(source: Source, preparer: Preparer, workers: int) -> Index:
+    stretches = [range(first, min(first + _JOB, len(source))) for first in range(0, len(source), _JOB)]
+    results = list(_shown(in_order(_Measurer(source, preparer), stretches, workers), source))
+    bad = {number: error for result in results for number, error in result.bad.items()}
+    tasks = [task for result in results for task in result.tasks]
+    sizes = np.concatenate([result.sizes for result in results])
+    return _indexed(sizes[:, :2].copy(), sizes[:, 2].copy(), tasks, bad)
+
+
+def _mended(index: Index, source: Source, preparer: Preparer) -> Index:
+    """The index with its bad records measured once more."""
+    sizes, least = index.sizes.copy(), index.least.copy()
+    found = np.array([*index.tasks, ""], object)[index.task_ids]  # BAD is the last
+    bad = {}
+    for number in index.bad:
+        try:
+            (tokens, tiles, least[number]), found[number] = _measured(source, number, preparer)
+            sizes[number] = tokens, tiles
+        except RecordError as error:
+            bad[number] = error
+    return _indexed(sizes, least, found.tolist(), bad)
+
+
+def _indexed(sizes: np.ndarray, least: np.ndarray, tasks: Sequence[str], bad: Mapping[int, RecordError]) -> Index:
+    """An index of records of these tasks, by their names."""
+    good = np.ones(len(tasks), bool)
+    good[list(bad)] = False
+    names = tuple(sorted({task for task, used in zip(tasks, good.tolist(), strict=True) if used}))
+    place = {task: number for number, task in enumerate(names)}
+    ids = np.where(good, np.array([place.get(task, BAD) for task in tasks], np.int32), BAD)
+    return Index(sizes, least, names, ids.astype(np.int32), bad)
+
+
+def _shown(results: Iterator[_Measured], source: Source) -> Iterator[_Measured]:
+    """Shows how far measuring is, if it takes long enough for somebody to wonder."""
+    from vlm_jax.cli import progress
+
+    if len(source) < _WORTH_PROCESSES:
+        yield from results
+        return
+    with progress(f"Measuring {source.name}", len(source)) as advance:
+        for result in results:
+            yield result
+            advance(len(result.tasks))
 
 
 def _measured(source: Source, number: int, preparer: Preparer) -> tuple[Size, str]:
@@ -128,13 +200,34 @@ def _digest(source: StoredSource, preparer: Preparer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def _read(path: Path) -> Index | None:
+    """The index in a file, if there is one; a damaged one is measured again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            bad = {int(number): RecordError(*error) for number, error in json.loads(str(file["bad"])).items()}
+            return Index(file["sizes"], file["least"], tuple(file["tasks"].tolist()), file["task_ids"], bad)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        logging.getLogger(__name__).warning("%s: not a readable index, measuring again: %s", path, error)
+        return None
+
+
 def _write(path: Path, index: Index) -> None:
     """Writes the file whole or not at all; a folder that cannot be written to costs only the measuring next time."""
     temporary = None
+    bad = {number: (error.place, error.reason, error.detail) for number, error in index.bad.items()}
+    arrays = {
+        "sizes": index.sizes,
+        "least": index.least,
+        "tasks": np.array(index.tasks, np.str_),
+        "task_ids": index.task_ids,
+        "bad": np.array(json.dumps(bad)),
+    }
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, sizes=index.sizes, least=index.least, tasks=np.array(index.tasks), task_ids=index.task_ids)
+            np.savez(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         logging.getLogger(__name__).warning("%s: the index of record sizes was not kept: %s", path, error.strerror)

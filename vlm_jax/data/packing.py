@@ -13,7 +13,6 @@ import numpy as np
 
 from vlm_jax.batch import TEXT, Batch
 from vlm_jax.data.prepare import Example
-from vlm_jax.errors import UserError
 
 _OPEN_ROWS = 1024
 """Rows kept open at a time. More of them pack hardly better and take longer."""
@@ -32,83 +31,101 @@ def plan_rows(sizes: np.ndarray, tokens: int, tiles: int, rng: np.random.Generat
       Row by row, the numbers of its records (int64), in the order in which they stand in the row.
 
     Raises:
-      UserError: a record is larger than a row.
+      ValueError: a record is larger than a row.
     """
     sizes = np.asarray(sizes).reshape(-1, 2)
-    too_large = np.flatnonzero((sizes[:, 0] > tokens) | (sizes[:, 1] > tiles))
-    if len(too_large):
-        first = too_large[0]
-        raise UserError(
-            f"record number {first} does not fit a row: {sizes[first, 0]} tokens and {sizes[first, 1]} tiles, a row "
-            f"holds {tokens} and {tiles} ({len(too_large)} record(s) too large)"
-        )
+    if len(sizes) and (sizes > (tokens, tiles)).any():
+        raise ValueError(f"a record of up to {sizes.max(axis=0)} tokens and tiles is larger than a row")
     open_rows = _OpenRows(tokens, tiles)
     rows: list[list[int]] = []
-    for record in rng.permutation(len(sizes)).tolist():
-        slot = open_rows.place(*sizes[record].tolist())
-        if open_rows.row_of[slot] < 0:
-            open_rows.row_of[slot] = len(rows)
+    order = rng.permutation(len(sizes))
+    row_of = [-1] * _OPEN_ROWS  # number of the row in each slot, -1 = none yet
+    for record, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        slot, is_new = open_rows.place(*size)
+        if is_new or row_of[slot] < 0:
+            row_of[slot] = len(rows)
             rows.append([])
-        rows[open_rows.row_of[slot]].append(record)
+        rows[row_of[slot]].append(record)
     return [np.array(rows[i], np.int64) for i in rng.permutation(len(rows))]
 
 
 class _OpenRows:
-    """What is left of the budgets of the rows that are still open, and best fit among them."""
+    """What is left of the budgets of the rows that are still open, and best fit among them.
+
+    A million records come through `place`, so nothing is computed in it anew that could be kept.
+    """
 
     def __init__(self, tokens: int, tiles: int) -> None:
-        self.budget = (tokens, tiles)
-        self.tokens = np.full(_OPEN_ROWS, tokens, np.int64)
-        self.tiles = np.full(_OPEN_ROWS, tiles, np.int64)
-        self.row_of = [-1] * _OPEN_ROWS  # number of the row in each slot, -1 = none yet
+        self._budget = (tokens, tiles)
+        self._tokens = np.full(_OPEN_ROWS, tokens, np.int32)
+        self._tiles = np.full(_OPEN_ROWS, tiles, np.int32)
         self._scale = tokens / max(tiles, 1)  # a tile's worth in tokens, so that both remainders count alike
+        self._left = (self._tokens + self._scale * self._tiles).astype(np.float32)
+        self._scratch = np.empty_like(self._left)
+        self._full, self._more = np.empty(_OPEN_ROWS, bool), np.empty(_OPEN_ROWS, bool)
 
-    def place(self, tokens: int, tiles: int) -> int:
-        """Takes room for a record in the fitting row with the least left over; returns its slot."""
-        fits = (self.tokens >= tokens) & (self.tiles >= tiles)
-        left = self.tokens + self._scale * self.tiles
-        slot = int(np.where(fits, left, np.inf).argmin())
-        if not fits[slot]:  # every slot is in use and none has room: the fullest row is closed
-            slot = int(left.argmin())
-            self.tokens[slot], self.tiles[slot] = self.budget
-            self.row_of[slot] = -1
-        self.tokens[slot] -= tokens
-        self.tiles[slot] -= tiles
-        return slot
+    def place(self, tokens: int, tiles: int) -> tuple[int, bool]:
+        """Takes room for a record in the fitting row with the least left over.
+
+        Returns:
+          Its slot, and whether the row that was there had to be closed: the fullest one, where none has room.
+        """
+        np.less(self._tokens, tokens, out=self._full)
+        np.less(self._tiles, tiles, out=self._more)
+        np.logical_or(self._full, self._more, out=self._full)
+        np.copyto(self._scratch, self._left)
+        np.copyto(self._scratch, np.inf, where=self._full)
+        slot = int(self._scratch.argmin())
+        closed = bool(self._full[slot])
+        if closed:
+            slot = int(self._left.argmin())
+            self._tokens[slot], self._tiles[slot] = self._budget
+        self._tokens[slot] -= tokens
+        self._tiles[slot] -= tiles
+        self._left[slot] = self._tokens[slot] + self._scale * self._tiles[slot]
+        return slot, closed
 
 
-def pack_row(examples: Sequence[Example], batch: Batch, row: int, tokens_per_tile: int) -> None:
+def pack_row(
+    examples: Sequence[Example | None],
+    batch: Batch,
+    row: int,
+    tokens_per_tile: int,
+    sizes: np.ndarray | None = None,
+) -> None:
     """Writes `examples` one after another into row `row` of a NumPy batch, in place.
 
     Args:
-      examples: at most as many tokens and tiles as the row holds.
+      examples: those of the row; None, which stays padding, for a record that turned out to be bad.
       batch: a batch of `empty_batch`, whose row is still padding.
       row: number of the row.
       tokens_per_tile: n, visual tokens of one tile.
+      sizes: int [examples, 2], the tokens and tiles of each; needed where one is None.
 
     Raises:
       ValueError: the row does not hold the examples.
     """
-    token = tile = 0
-    for segment, example in enumerate(examples, start=1):
-        length, count = len(example.tokens), len(example.patches)
-        end, tile_end = token + length, tile + count
-        if end > batch.tokens.shape[1] or tile_end > batch.patches.shape[1]:
-            raise ValueError(
-                f"row of {batch.tokens.shape[1]} tokens and {batch.patches.shape[1]} tiles is too small for "
-                f"{end} tokens and {tile_end} tiles"
-            )
-        here = np.s_[row, token:end]
+    if sizes is None:
+        sizes = np.array([(len(e.tokens), len(e.patches)) for e in examples if e is not None]).reshape(-1, 2)
+    ends = np.cumsum(sizes, axis=0)
+    if len(ends) and (ends[-1] > (batch.tokens.shape[1], batch.patches.shape[1])).any():
+        raise ValueError(
+            f"row of {batch.tokens.shape[1]} tokens and {batch.patches.shape[1]} tiles is too small for {ends[-1]}"
+        )
+    starts = (ends - sizes).tolist()
+    for segment, (example, start, end) in enumerate(zip(examples, starts, ends.tolist(), strict=True), start=1):
+        if example is None:
+            continue
+        here = np.s_[row, start[0] : end[0]]
         batch.tokens[here] = example.tokens
         batch.loss_weights[here] = example.loss_weights
         batch.positions[here] = example.positions
         batch.segments[here] = segment
         batch.branches[here] = example.branches
-        batch.splice[here] = np.where(example.visual < 0, TEXT, example.visual + tile * tokens_per_tile)
-        there = np.s_[row, tile:tile_end]
+        batch.splice[here] = np.where(example.visual < 0, TEXT, example.visual + start[1] * tokens_per_tile)
+        there = np.s_[row, start[1] : end[1]]
         batch.patches[there] = example.patches
         batch.tile_grid[there] = example.tile_grid
         batch.tile_segment[there] = segment
         batch.tile_image[there] = example.tile_image
         batch.tile_slot[there] = example.tile_slot
-        token, tile = end, tile_end

@@ -80,7 +80,7 @@ class ParquetSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: no record number {index}, there are {len(self)}")
-        file, group, row, row_of_group = self._groups.place(index)
+        file, group, row, row_of_group = self._groups.find(index)
         place = f"{self.files[file]}:{row + 1}"
         try:
             fields = self._groups.read(file, group, row_of_group)
@@ -96,6 +96,11 @@ class ParquetSource:
             max_tiles=self.max_tiles,
             augment=self.augment,
         )
+
+    def place(self, index: int) -> str:
+        """What messages call the record."""
+        file, _, row, _ = self._groups.find(index)
+        return f"{self.files[file]}:{row + 1}"
 
     def fingerprint(self) -> str:
         """Digest of the names, sizes and times of its files."""
@@ -180,7 +185,7 @@ class _Groups:
         self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def place(self, index: int) -> tuple[int, int, int, int]:
+    def find(self, index: int) -> tuple[int, int, int, int]:
         """Number of the file, of the group in it, of the row in the file, and of the row in the group."""
         number = bisect.bisect_right(self.ends, index)
         row = index - int(self.ends[number - 1] if number else 0)

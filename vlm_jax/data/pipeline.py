@@ -2,29 +2,36 @@
 
 An epoch's records (`mixture`) are cut into windows of nearly equal size, a window is packed into rows at once, and its
 rows are dealt evenly over as few batches as hold them; the rows that a batch has to spare stay empty. So no record is
-lost or seen twice, shapes are fixed, and a batch is a pure function of (seed, stage, epoch, window, row): any number of
-threads or processes gives the same batches, and a run resumes from a `Position` without any iterator state.
+lost or seen twice, shapes are fixed, and a row is a pure function of (seed, stage, epoch, window, number): any number
+of threads, processes or hosts gives the same batches, and a run resumes from a `Position` without any iterator
+state.
+
+A record that cannot be used according to the index is not planned at all. One that turns out to be bad when it is
+loaded leaves a hole of zero weight where it was to stand, shifts nothing, and is handed out beside the batch.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.index import Index, load_index
+from vlm_jax.data.index import BAD, Index, load_index
 from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.packing import pack_row, plan_rows
 from vlm_jax.data.prepare import Example, Preparer
-from vlm_jax.data.sources import Source, WeighedSource
+from vlm_jax.data.shape import RowShape, choose_shape
+from vlm_jax.data.sources import ManySources, Source, WeighedSource, place_of
+from vlm_jax.errors import UserError
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
 _PLANS_KEPT = 4
@@ -41,10 +48,29 @@ class Position(NamedTuple):
 START = Position()
 
 
+class Loaded(NamedTuple):
+    """A batch as it comes out of the pipeline.
+
+    Attributes:
+      position: from which to resume after it.
+      batch: NumPy arrays.
+      bad: records of it that turned out to be bad when they were loaded.
+    """
+
+    position: Position
+    batch: Batch
+    bad: tuple[RecordError, ...] = ()
+
+
 class Batches:
-    """The endless sequence of a stage's batches from a position on: `batches[i] -> (position after it, Batch)`.
+    """The endless sequence of a stage's batches from a position on.
 
     Planning happens on demand and is remembered for a few windows. Threads may share an instance; processes get copies.
+
+    Attributes:
+      shape: tokens and tile slots of a row.
+      bad: what is known beforehand to be unusable, the records that no row holds among them.
+      digest: of everything that decides which records stand where; a position means nothing where it differs.
     """
 
     def __init__(
@@ -57,31 +83,39 @@ class Batches:
         *,
         stage: int = 0,
         index: Index | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Measures the source (or reads its index).
 
         Args:
           source: the conversations.
-          preparer: makes examples of them.
+          preparer: makes examples of them; its `max_tokens` is the context of the model.
           config: weights and shapes.
           seed: of the run; at least 0.
           start: position of batch 0.
           stage: number of the stage, so that stages see different orders.
           index: of the source, where the caller has it already.
+          rows: of every batch, the numbers of the rows that are loaded here, where hosts share the work; else all.
 
         Raises:
-          UserError: a record that cannot be used (unreadable; or of positive weight and larger than a row or the
-            context), or weights that do not fit the data.
+          UserError: weights that do not fit the data, or a source of which no record is left.
         """
         self.source, self.config, self.start = source, config, Position(*start)
-        self.index = load_index(source, preparer) if index is None else index
-        # Tokens that a conversation may have: what a row holds, or less.
-        limit = min(config.tokens, preparer.max_tokens)
+        index = load_index(source, preparer) if index is None else index
+        weights = task_weights(index, config, source.weights if isinstance(source, WeighedSource) else None)
+        self.shape = _shape(index, weights, config, preparer.max_tokens)
+        limit = min(self.shape.tokens, preparer.max_tokens)
         self.preparer = dataclasses.replace(preparer, too_long=config.too_long, max_tokens=limit)
+        too_large = _too_large(index, weights, limit, self.shape.tiles, config)
+        bad = {**index.bad, **{number: self._too_long(index, number) for number in too_large.tolist()}}
+        self.index = _without(index, too_large)
+        _check_parts(source, self.index, weights, bad)
+        self.bad = tuple(bad.values())
+        # Without those that no row holds, shares of an epoch are other ones.
         self._weights = task_weights(self.index, config, source.weights if isinstance(source, WeighedSource) else None)
         self._key = (seed, stage)
-        self._check_sizes("tokens" if config.tokens <= preparer.max_tokens else "max_tokens")
-        self._sizes = np.minimum(self.index.sizes, np.array([limit, config.tiles], np.int32))  # after cutting
+        self._sizes = np.minimum(self.index.sizes, np.array([limit, self.shape.tiles], np.int32))  # after cutting
+        self._here = tuple(range(config.rows)) if rows is None else tuple(rows)
         # First batch number of every window so far, counted from `start`, with the window's epoch and number.
         self._firsts: list[int] = []
         self._windows: list[tuple[int, int]] = []
@@ -97,26 +131,39 @@ class Batches:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, number: int) -> tuple[Position, Batch]:
+    def __getitem__(self, number: int) -> Loaded:
         with self._lock:
             epoch, window, batch_of_window = self._locate(number)
             rows, bounds = self._plan(epoch, window)
             position = self._after(epoch, window, bounds, batch_of_window)
-        mine = rows[bounds[batch_of_window] : bounds[batch_of_window + 1]]
+        first, end = bounds[batch_of_window : batch_of_window + 2]
         batch = empty_batch(
             BatchShape(
-                rows=self.config.rows,
-                tokens=self.config.tokens,
-                tiles=self.config.tiles,
+                rows=len(self._here),
+                tokens=self.shape.tokens,
+                tiles=self.shape.tiles,
                 patches=self.preparer.patches_per_tile,
                 patch_values=self.preparer.patch_values,
             )
         )
-        for row, records in enumerate(mine):
-            place = (epoch, window, bounds[batch_of_window] + row)
-            examples = [self._example(int(record), (*place, number)) for number, record in enumerate(records)]
-            pack_row(examples, batch, row, self.preparer.tokens_per_tile)
-        return position, batch
+        bad: list[RecordError] = []
+        for slot, row in enumerate(self._here):
+            if first + row < end:
+                self._fill(batch, slot, rows[first + row], (epoch, window, first + row), bad)
+        return Loaded(position, batch, tuple(bad))
+
+    def _fill(
+        self, batch: Batch, slot: int, records: np.ndarray, place: tuple[int, ...], bad: list[RecordError]
+    ) -> None:
+        """Loads the records of the row at `place` into row `slot` of a batch; adds to `bad` what cannot be loaded."""
+        examples: list[Example | None] = []
+        for number, record in enumerate(records.tolist()):
+            try:
+                examples.append(self._example(record, (*place, number)))
+            except RecordError as error:
+                examples.append(None)
+                bad.append(error)
+        pack_row(examples, batch, slot, self.preparer.tokens_per_tile, self._sizes[records])
 
     def _example(self, record: int, place: tuple[int, ...]) -> Example:
         """A record made ready for its place: (epoch, window, row, number in the row)."""
@@ -126,11 +173,30 @@ class Batches:
         if size != planned:
             raise RecordError(
                 conversation.name,
-                "image",
+                "changed",
                 f"has {size[0]} tokens and {size[1]} tiles, but had {planned[0]} and {planned[1]} when the data was "
                 "measured; was a picture changed? Delete the index-*.npz files beside the data to measure it again",
             )
         return example
+
+    def _too_long(self, index: Index, number: int) -> RecordError:
+        tokens, tiles = index.sizes[number].tolist()
+        least = f" ({index.least[number]} when it is cut)" if self.config.too_long == "truncate" else ""
+        return RecordError(
+            place_of(self.source, number),
+            "too long",
+            f"does not fit a row: {tokens} tokens{least} and {tiles} tiles; a row holds {self.preparer.max_tokens} "
+            f"tokens (data.tokens, or the model's context) and {self.shape.tiles} tiles (data.tiles)",
+        )
+
+    @property
+    def digest(self) -> str:
+        """See the class."""
+        config = dataclasses.replace(self.config, weights={})
+        known = hashlib.sha256(repr((self._key, config, self.shape[:2], self.index.tasks)).encode())
+        for array in (self._sizes, self.index.task_ids, self._weights):
+            known.update(np.ascontiguousarray(array).data)
+        return known.hexdigest()[:24]
 
     def count(self, epoch: int) -> int:
         """Number of batches of one epoch."""
@@ -154,7 +220,7 @@ class Batches:
 
     def _pack(self, sizes: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
         if self.config.packing:
-            return plan_rows(sizes, self.config.tokens, self.config.tiles, rng)
+            return plan_rows(sizes, self.shape.tokens, self.shape.tiles, rng)
         return np.arange(len(sizes))[:, None]  # they are in random order already
 
     def _plan(self, epoch: int, window: int) -> tuple[list[np.ndarray], list[int]]:
@@ -212,21 +278,45 @@ class Batches:
             self._kept_epoch = kept
         return kept[1]
 
-    def _check_sizes(self, name: str) -> None:
-        """Refuses records that are used and that no row holds; `name` is the field that limits their tokens."""
-        limit, (tokens, tiles) = self.preparer.max_tokens, self.index.sizes.T
-        can_be_cut = (self.index.least <= limit) & (self.config.too_long == "truncate")
-        fits = ((tokens <= limit) | can_be_cut) & (tiles <= self.config.tiles)
-        too_large = np.flatnonzero((self._weights[self.index.task_ids] > 0) & ~fits)
-        if len(too_large):
-            first = int(too_large[0])
-            least = f" ({self.index.least[first]} when it is cut)" if self.config.too_long == "truncate" else ""
-            raise RecordError(
-                self.source[first].name,
-                "too long",
-                f"does not fit a row: {tokens[first]} tokens{least} and {tiles[first]} tiles; {name} is {limit} and "
-                f"tiles is {self.config.tiles} ({len(too_large)} such record(s) in {self.source.name})",
-            )
+
+def _shape(index: Index, weights: np.ndarray, config: MixtureConfig, context: int) -> RowShape:
+    if config.tokens is not None and config.tiles is not None:
+        return RowShape(config.tokens, config.tiles, 0.0, 0.0)
+    used = np.flatnonzero(index.task_ids != BAD)
+    often = np.maximum(1, np.round(weights[index.task_ids[used]])).astype(int)
+    records = np.repeat(used, np.where(weights[index.task_ids[used]] > 0, often, 0))
+    sizes = index.sizes[records]
+    if config.too_long == "truncate":
+        sizes = np.minimum(sizes, [min(context, config.tokens or context), np.iinfo(np.int32).max])
+    return choose_shape(sizes, context, config.tokens, config.tiles, config.packing)
+
+
+def _too_large(index: Index, weights: np.ndarray, limit: int, most_tiles: int, config: MixtureConfig) -> np.ndarray:
+    """Numbers of the records that are used and that no row holds."""
+    tokens, tiles = index.sizes.T
+    can_be_cut = (index.least <= limit) & (config.too_long == "truncate")
+    fits = ((tokens <= limit) | can_be_cut) & (tiles <= most_tiles)
+    used = (index.task_ids != BAD) & (weights[index.task_ids] > 0)
+    return np.flatnonzero(used & ~fits)
+
+
+def _without(index: Index, left_out: np.ndarray) -> Index:
+    if not len(left_out):
+        return index
+    ids = index.task_ids.copy()
+    ids[left_out] = BAD
+    return dataclasses.replace(index, task_ids=ids)
+
+
+def _check_parts(source: Source, index: Index, weights: np.ndarray, bad: Mapping[int, RecordError]) -> None:
+    """Refuses data of which a source has no record left."""
+    first = 0
+    for part in source.parts if isinstance(source, ManySources) else (source,):
+        if (index.task_ids[first : first + len(part)] == BAD).all():
+            raise UserError(f"{part.name}: none of its {len(part)} record(s) can be used; the first: {bad[first]}")
+        first += len(part)
+    if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
+        raise UserError(f"{source.name}: no record of positive weight is left")
 
 
 def batches(
@@ -238,7 +328,7 @@ def batches(
     *,
     stage: int = 0,
     workers: int = 0,
-) -> Iterator[tuple[Position, Batch]]:
+) -> Iterator[Loaded]:
     """Returns an endless iterator over batches, each with the position from which to resume *after* it.
 
     The source is measured at once; threads and processes start with the first batch and end with the iterator, at
@@ -254,20 +344,20 @@ def batches(
       workers: 0 makes batches in threads of this process, n in n processes of Grain. The batches are the same.
 
     Returns:
-      Iterator of `(position, batch)`, with a NumPy batch of `config.rows` rows.
+      Iterator of `Loaded`, with a NumPy batch of `config.rows` rows.
 
     Raises:
-      UserError: as `Batches`; while iterating, for an image that turns out to be damaged when it is decoded.
+      UserError: as `Batches`.
     """
     return read_ahead(Batches(source, preparer, config, seed, start, stage=stage), workers)
 
 
-def read_ahead(numbered: Batches, workers: int = 0) -> Iterator[tuple[Position, Batch]]:
+def read_ahead(numbered: Batches, workers: int = 0) -> Iterator[Loaded]:
     """All batches of a sequence in order, made ahead of time (see `batches`)."""
     iterator = _iterator(numbered, workers)
     try:
-        for position, batch in iterator:
-            yield position, (_owned(batch) if workers else batch)
+        for loaded in iterator:
+            yield loaded._replace(batch=_owned(loaded.batch)) if workers else loaded
     finally:
         iterator.close()
 

@@ -99,15 +99,15 @@ class ManySources:
         return self._ends[-1] if self.parts else 0
 
     def __getitem__(self, index: int) -> Conversation:
-        part, number = self._place(index)
+        part, number = self.part(index)
         return part[number]
 
     def draw(self, index: int, key: Sequence[int]) -> Conversation:
         """See `DrawnSource`."""
-        return draw(*self._place(index), key)
+        return draw(*self.part(index), key)
 
-    def _place(self, index: int) -> tuple[Source, int]:
-        """The part that a record is in, and its number there."""
+    def part(self, index: int) -> tuple[Source, int]:
+        """The source that holds record number `index`, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: no record number {index}, there are {len(self)}")
         part = bisect.bisect_right(self._ends, index)
@@ -229,6 +229,14 @@ def tfds_splits(folder: Path) -> tuple[str, ...]:
         raise UserError(f"{folder}: not a prepared TFDS data set: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}/dataset_info.json: damaged: {type(error).__name__}: {error}") from None
+
+
+def place_of(source: Source, number: int) -> str:
+    """What messages call a record of a source, without reading it."""
+    if isinstance(source, ManySources):
+        return place_of(*source.part(number))
+    place = getattr(source, "place", None)
+    return place(number) if place else f"{source.name}:{number + 1}"
 
 
 def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:

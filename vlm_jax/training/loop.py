@@ -5,60 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
+from vlm_jax.data.index import load_index
 from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
+from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.quarantine import Quarantine
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.globs import flatten, unflatten
 from vlm_jax.models.vlm import init_params
-from vlm_jax.sharding import batch_sharding, place, tree_shardings
+from vlm_jax.sharding import batch_sharding, place, rows_here, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, Log, say
 from vlm_jax.training.optimizer import merge
+from vlm_jax.training.progress import Figures, Meter, Progress
 from vlm_jax.training.recipe import Recipe, Stage
 from vlm_jax.training.step import Trainer, TrainState
 from vlm_jax.training.workdir import Workdir
-
-LOG_EVERY = 10
-"""Steps whose mean makes one line of `metrics.jsonl`."""
-
-Figures = dict[str, dict[str, float]]
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands: what a checkpoint's meta says.
-
-    Attributes:
-      stage: number of the stage.
-      step: steps of it that are done.
-      position: where its data continues.
-      seconds: spent on the run so far.
-      figures: of the stages so far, by name.
-    """
-
-    stage: int = 0
-    step: int = 0
-    position: Position = START
-    seconds: float = 0.0
-    figures: Figures = dataclasses.field(default_factory=dict)
-
-    def to_meta(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**dataclasses.asdict(self), "position": list(self.position)}
-
-    @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> Progress:
-        """The inverse of `to_meta`."""
-        fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**fields, "position": Position(*fields["position"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +78,7 @@ def train(
       UserError: a checkpoint is damaged, the disk is full, or the data does not fit the config.
     """
     checkpoints = Checkpoints(workdir.checkpoints, recipe.runtime.keep_checkpoints)
+    quarantine = open_quarantine(recipe, workdir, splits)
     progress = Progress()
     params = jax.eval_shape(lambda: initial_params(recipe))
     number = checkpoints.latest()
@@ -118,15 +91,15 @@ def train(
         params = _restore_params(checkpoints, number, {k: v for k, v in params.items() if k in alive}, mesh)
         stage = recipe.stages[progress.stage]
         say(f"continuing from checkpoint {number}: stage {stage.name}, step {progress.step} of {stage.steps}")
-    check_stages(recipe, splits, tokenizer, mesh, progress.stage)
+    check_stages(recipe, splits, tokenizer, mesh, quarantine, progress.stage)
     clock.add(progress.seconds)
     log = Log(workdir, number or 0, clock, recipe.runtime.log_seconds)
     try:
         for i in range(progress.stage, len(recipe.stages)):
             if i > progress.stage:
-                progress = dataclasses.replace(progress, stage=i, step=0, position=START)
+                progress = dataclasses.replace(progress, stage=i, step=0, position=START, data="")
             params = {part: tree for part, tree in params.items() if part in live_parts(recipe, i)}
-            runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, log, clock, interrupt)
+            runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, quarantine, log, clock, interrupt)
             params = runner.run(params, progress)
         return Trained(params, progress.figures)
     finally:
@@ -147,11 +120,21 @@ def _fresh_params(recipe: Recipe, mesh: Mesh, start: dict[str, Any]) -> dict[str
     return {**drawn, **{part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}}
 
 
-def check_stages(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, first: int = 0) -> None:
+def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits) -> Quarantine:
+    """The list of bad records of the run; a host that is not the first keeps one of its own, as one writes a file."""
+    number = jax.process_index()
+    path = workdir.quarantine.with_suffix(f".{number}.jsonl") if number else workdir.quarantine
+    return Quarantine(path, len(splits.train), recipe.max_bad, source=splits.train.name, setting="config.max_bad")
+
+
+def check_stages(
+    recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, quarantine: Quarantine, first: int = 0
+) -> None:
     """Finds what would stop stage number `first` or a later one when its turn comes, which may be days from now.
 
     Raises:
-      UserError: globs that match nothing, rows that the mesh does not divide, weights or records that do not fit.
+      UserError: globs that match nothing, rows that the mesh does not divide, weights that do not fit, too many records
+        that are bad or too long.
     """
     params = jax.eval_shape(lambda: initial_params(recipe))
     hosts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -161,16 +144,33 @@ def check_stages(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mes
                 f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
             )
         Trainer(stage, recipe.models, mesh, params)
-        stage_batches(recipe, i, splits, tokenizer)
+        numbered = stage_batches(recipe, i, splits, tokenizer)
+        quarantine.add(numbered.bad)
+        data, shape = stage.data, numbered.shape
+        if None in (data.tokens, data.tiles):
+            say(
+                f"stage {stage.name}: rows of {shape.tokens:,} tokens and {shape.tiles} tiles, of which about "
+                f"{shape.token_fill:.1%} and {shape.tile_fill:.1%} will be filled"
+            )
+    if quarantine.rows:
+        say(f"{quarantine.summary()}; see {quarantine.path}")
 
 
-def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer) -> Recipe:
+def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
     """The recipe with every stage's epochs counted as steps: a step is a batch of the plan.
+
+    Args:
+      recipe: the recipe.
+      splits, tokenizer: of the run.
+      fresh: nothing was trained yet, so that records that could not be used are looked at once more.
 
     Raises:
       UserError: as `stage_batches`.
     """
     stages = []
+    if fresh:
+        for i in range(len(recipe.stages)):
+            load_index(splits.train, stage_preparer(recipe, i, tokenizer), again=True)
     for i, stage in enumerate(recipe.stages):
         if stage.epochs:
             plan, whole = stage_batches(recipe, i, splits, tokenizer), int(stage.epochs)
@@ -180,16 +180,28 @@ def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer) -> Recipe:
     return dataclasses.replace(recipe, stages=tuple(stages))
 
 
-def stage_batches(recipe: Recipe, index: int, splits: Splits, tokenizer: Tokenizer, start: Position = START) -> Batches:
-    """The batches of stage number `index`.
+def stage_preparer(recipe: Recipe, index: int, tokenizer: Tokenizer) -> Preparer:
+    """What makes examples for stage number `index`; how long one may be is the context's to say."""
+    context = recipe.system.model.decoder.context
+    return recipe.system.preparer(tokenizer, context, loss_reduction=recipe.stages[index].loss_reduction)
+
+
+def stage_batches(
+    recipe: Recipe,
+    index: int,
+    splits: Splits,
+    tokenizer: Tokenizer,
+    start: Position = START,
+    rows: Sequence[int] | None = None,
+) -> Batches:
+    """The batches of stage number `index`, or these rows of each.
 
     Raises:
-      UserError: the stage's weights do not fit the data, or a record does not fit a row.
+      UserError: the stage's weights do not fit the data, or a source has no record that can be used.
     """
-    data = recipe.stages[index].data
-    preparer = recipe.system.preparer(tokenizer, data.tokens, loss_reduction=recipe.stages[index].loss_reduction)
+    preparer, data = stage_preparer(recipe, index, tokenizer), recipe.stages[index].data
     try:
-        return Batches(splits.train, preparer, data, recipe.seed, start, stage=index)
+        return Batches(splits.train, preparer, data, recipe.seed, start, stage=index, rows=rows)
     except UserError as error:
         raise UserError(f"config.stages[{index}].data: {error}") from None
 
@@ -214,13 +226,14 @@ class StageRunner:
         tokenizer: Tokenizer,
         mesh: Mesh,
         checkpoints: Checkpoints,
+        quarantine: Quarantine,
         log: Log,
         clock: Clock,
         interrupt: Interrupt,
     ) -> None:
         self.recipe, self.index, self.splits, self.tokenizer = recipe, index, splits, tokenizer
-        self.mesh, self.checkpoints, self.log, self.clock = mesh, checkpoints, log, clock
-        self.interrupt = interrupt
+        self.mesh, self.checkpoints, self.quarantine = mesh, checkpoints, quarantine
+        self.log, self.clock, self.interrupt = log, clock, interrupt
         self.stage: Stage = recipe.stages[index]
         self.before = sum(stage.steps for stage in recipe.stages[:index])
 
@@ -253,11 +266,13 @@ class StageRunner:
 
     def _steps(self, trainer: Trainer, state: TrainState, untouched: Any, progress: Progress) -> TrainState:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1000 + self.index)
-        place, meter = batch_sharding(self.mesh), Meter(self.stage, self.log, self.before, progress)
+        numbered = self._batches(progress)
+        meter = Meter(self.stage, numbered.shape, self.log, self.before, progress)
         saved = time.monotonic()
-        numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position)
-        for position, batch in read_ahead(numbered, self.recipe.runtime.workers):
-            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), batch)
+        for position, batch, bad in read_ahead(numbered, self.recipe.runtime.workers):
+            if bad:
+                self.quarantine.add(bad)
+            batch = self._place(batch)
             state, metrics = trainer.step(state, batch, key)
             progress.step, progress.position = progress.step + 1, position
             meter.add(progress.step, metrics)
@@ -277,68 +292,23 @@ class StageRunner:
                 return state
         raise AssertionError("the data pipeline never ends")
 
+    def _batches(self, progress: Progress) -> Batches:
+        """The batches from where `progress` stands, in so far as this process's devices hold their rows.
 
-class Meter:
-    """Averages metrics over some steps, and knows how fast they were.
-
-    It reads a step's metrics one step late, so that the device never waits for the host.
-    """
-
-    def __init__(self, stage: Stage, log: Log, before: int, progress: Progress) -> None:
-        self._stage, self._log, self._before, self._progress = stage, log, before, progress
-        self._waiting: tuple[int, Any] | None = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._since = time.monotonic()
-
-    def add(self, step: int, metrics: Any) -> None:
-        """Takes the metrics of `step` (still being computed) and reads those of the step before."""
-        waiting, self._waiting = self._waiting, (step, metrics)
-        if waiting is not None:
-            self._read(*waiting)
-
-    def flush(self) -> None:
-        """Reads and writes what is left, up to the last step that was added."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            self._read(*waiting)
-            if self._count:
-                self._write(waiting[0])
-
-    def _read(self, step: int, metrics: Any) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
+        Raises:
+          UserError: the data is not what it was when the position was written.
+        """
+        rows = rows_here(self.mesh, self.stage.data.rows)
+        numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position, rows)
+        if progress.data not in ("", numbered.digest):
             raise UserError(
-                f"stage {self._stage.name}, step {step}: the loss is {values['loss']} (the gradient's norm was "
-                f"{values['gradient_norm']:.3g}); the last checkpoint is from before. A lower "
-                "optimizer.learning_rate or more warm-up may help"
+                f"stage {self.stage.name}: the data is not what it was when step {progress.step} was saved: sizes or "
+                "usability of its records changed. Put it back as it was, or begin anew in another --workdir"
             )
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        if step % LOG_EVERY == 0 or step == 1:
-            self._write(step)
+        progress.data = numbered.digest
+        return numbered
 
-    def _write(self, step: int) -> None:
-        seconds, data = time.monotonic() - self._since, self._stage.data
-        mean = {name: total / self._count for name, total in self._sums.items()}
-        speed = {f"{name}_per_second": self._sums[name] / seconds for name in ("answers", "tokens", "tiles")}
-        useful = {
-            "useful_tokens": mean.pop("tokens") / (data.rows * data.tokens),
-            "useful_tiles": mean.pop("tiles") / max(1, data.rows * data.tiles),
-        }
-        entry = {"stage": self._stage.name, "step": step, **mean, **speed, **useful}
-        left = (self._stage.steps - step) * seconds / self._count
-        self._log.steps(self._before + step, entry, self._stage.steps, left)
-        self._remember(step, seconds, entry)
-        self._sums, self._count, self._since = {}, 0, time.monotonic()
-
-    def _remember(self, step: int, seconds: float, entry: dict[str, Any]) -> None:
-        figures = self._progress.figures.setdefault(self._stage.name, {"first_loss": entry["loss"], "seconds": 0.0})
-        figures["steps"] = step
-        figures["seconds"] += seconds
-        figures["last_loss"] = entry["loss"]
-        for name in ("answers", "tokens", "tiles"):
-            total = figures.get(f"{name}_seen", 0) + self._sums[name]
-            figures[f"{name}_seen"] = total
-            figures[f"{name}_per_second"] = total / figures["seconds"]
+    def _place(self, batch: Batch) -> Batch:
+        """The rows of all processes as one batch on the mesh."""
+        sharding, rows = batch_sharding(self.mesh), self.stage.data.rows
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch)

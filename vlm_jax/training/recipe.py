@@ -153,6 +153,8 @@ class Recipe:
         `start` brings no tokenizer.
       data: where conversations come from.
       stages: run in order.
+      max_bad: share of the records that may be bad (missing pictures, broken lines, ...; `quarantine.jsonl` lists them)
+        before the run ends.
       evaluation: what is measured at the end.
       compute: dtype, rematerialisation and the like of the student and teacher.
       runtime: what may change from one start to the next.
@@ -166,11 +168,14 @@ class Recipe:
     start: Start | None = None
     teacher: TeacherConfig | None = None
     tokenizer_size: int = 1024
+    max_bad: float = 0.01
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: Compute = Compute()
     runtime: Runtime = Runtime()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"config.max_bad: must be a share from 0 to 1, got {self.max_bad}")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise UserError(f"config.stages: names must differ, got {', '.join(names)}")
@@ -191,7 +196,7 @@ class Recipe:
                     raise UserError(f"config.teacher.vision.{name} is {its}, config.system.model.vision.{name} {ours}")
         for i, stage in enumerate(self.stages):
             longest = system.model.decoder.context
-            if stage.data.tokens > longest:
+            if (stage.data.tokens or 0) > longest:
                 raise UserError(
                     f"config.stages[{i}].data.tokens is {stage.data.tokens}, more than the decoder's context of "
                     f"{longest} (config.system.model.decoder.max_tokens)"
@@ -211,6 +216,7 @@ def recipe_config(**fields: Any) -> Any:
 
 MAY_CHANGE = (
     "config.runtime.",
+    "config.max_bad",
     "config.data.directory",
     "config.data.train",
     "config.data.validation",

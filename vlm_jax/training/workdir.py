@@ -21,7 +21,7 @@ class Workdir:
     """Paths of what a run writes.
 
     Attributes:
-      root, config, data, tokenizer, checkpoints, metrics, events, export: see `docs/architecture.md`.
+      root, config, data, tokenizer, checkpoints, metrics, quarantine, events, export: see `docs/architecture.md`.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -31,6 +31,7 @@ class Workdir:
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
+        self.quarantine = self.root / "quarantine.jsonl"
         self.events = self.root / "events"
         self.export = self.root / "export"
         self.report = self.root / "report.json"

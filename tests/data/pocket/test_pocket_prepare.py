@@ -11,9 +11,10 @@ import pytest
 
 from vlm_jax.data.pocket import prepare
 from vlm_jax.data.pocket.builder import Pocket
+from vlm_jax.data.pocket.jobs import Drawer, make_jobs
 from vlm_jax.data.pocket.prepare import PRESETS, prepare_pocket
 from vlm_jax.data.pocket.scene import TASKS
-from vlm_jax.data.pocket.worker import draw_jobs, make_jobs
+from vlm_jax.data.processes import in_order
 from vlm_jax.data.sources import TFDSSource
 from vlm_jax.errors import UserError
 
@@ -39,7 +40,7 @@ def test_splits_hold_what_the_preset_says(prepared):
 def test_a_stored_conversation_reads_back_as_drawn(prepared):
     source = TFDSSource(prepared[0], "test")
     stored = {source[k].id: source[k] for k in range(len(source))}
-    (drawn,) = draw_jobs(make_jobs(0, "test", "chart", 8), workers=0)
+    (drawn,) = in_order(Drawer(0), make_jobs("test", "chart", 8), workers=0)
     assert [stored[record.conversation.id] for record in drawn] == [record.conversation for record in drawn]
 
 
@@ -119,12 +120,12 @@ def test_a_folder_without_its_description_is_built_anew(tmp_path):
 def test_a_dead_worker_is_an_error(monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "no number")  # a child interpreter refuses to start
     with pytest.raises(RuntimeError, match="ended with code 1"):
-        list(draw_jobs(make_jobs(0, "test", "digits", 4), workers=1))
+        list(in_order(Drawer(0), make_jobs("test", "digits", 4), workers=1))
 
 
 def test_a_mistake_in_a_worker_is_raised_here():
     with pytest.raises(ValueError, match=r"not in tuple|not in list"):
-        list(draw_jobs(make_jobs(0, "test", "juggling", 4), workers=1))
+        list(in_order(Drawer(0), make_jobs("test", "juggling", 4), workers=1))
 
 
 @pytest.mark.parametrize(("preset", "seed", "message"), [("huge", 0, "no preset 'huge'"), ("tiny", -1, "negative")])

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vlm_jax.data.pocket.jobs import Drawer, make_jobs
 from vlm_jax.data.pocket.prepare import PRESETS, Preset
-from vlm_jax.data.pocket.worker import draw_jobs, make_jobs
+from vlm_jax.data.processes import in_order
 from vlm_jax.data.schema import conversation_features, to_record
 
 
@@ -83,8 +84,8 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
         """The records of all tasks; TFDS shuffles them by the hash of their ids when it writes."""
         config = self.builder_config
         records = config.preset.records[split]
-        jobs = [job for task in records for job in make_jobs(config.seed, split, task, records[task])]
-        for drawn in draw_jobs(jobs, self.workers):
+        jobs = [job for task in records for job in make_jobs(split, task, records[task])]
+        for drawn in in_order(Drawer(config.seed), jobs, self.workers):
             for record in drawn:
                 yield record.conversation.id, to_record(record.conversation, record.provenance)
             self.advance(len(drawn))
