@@ -14,6 +14,8 @@ from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.frames import FrameRange
 from vlm_jax.data.index import load_index
 from vlm_jax.data.meta import open_meta
+from vlm_jax.data.mixture import MixtureConfig
+from vlm_jax.data.pipeline import Batches
 from vlm_jax.data.root import Root, natural_order
 from vlm_jax.data.sources import ManySources, draw
 from vlm_jax.data.video import open_video
@@ -286,3 +288,18 @@ def test_meta_files_say_how_many_frames(root, tmp_path, preparer):
     (tmp_path / "meta.json").write_text(json.dumps({"v": entry}))
     with pytest.raises(UserError, match=r"v.min_num_frame: must lie in 1..max_num_frame \(3\), got 4"):
         open_meta(tmp_path / "meta.json")
+
+
+def test_batches_draw_frames_anew_and_are_still_functions_of_their_number(root, tmp_path, preparer):
+    records = [{"video": kind, "conversations": turns("<video>\n?", "!")} for kind in ("folder", "h264.mp4", "a.gif")]
+    source = source_of(root, tmp_path, records, frames=FrameRange(3, 5))
+    config = MixtureConfig(rows=1, tokens=400, tiles=16)
+
+    def patches(number):
+        loaded = Batches(source, preparer, config, seed=0)[number]
+        return next(item for item in loaded if hasattr(item, "patches")).patches
+
+    first, second = patches(0), patches(1)
+    assert np.array_equal(first, patches(0))
+    assert first.any(axis=(2, 3)).sum() == second.any(axis=(2, 3)).sum()  # as many frames
+    assert not np.array_equal(np.sort(first, axis=1), np.sort(second, axis=1))  # but others: it is another epoch

@@ -98,7 +98,7 @@ class AnnotationSource:
 
     def draw(self, index: int, key: Sequence[int]) -> Conversation:
         """The same with frames of a video drawn at random, one in each interval; `key` seeds what is drawn."""
-        return self._read(index, np.random.default_rng(key))
+        return self._read(index, np.random.default_rng([*key, 1]))  # by itself, `key` draws what is done with tiles
 
     def peek(self, index: int) -> Conversation:
         """The same with the beginnings of its JPEG files, and of frames of a video their size."""

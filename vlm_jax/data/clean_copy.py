@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.data.annotations import AnnotationSource
+from vlm_jax.data.frames import FRAMES
 from vlm_jax.data.sources import ManySources, Source
 from vlm_jax.data.survey import parts_of
 from vlm_jax.errors import UserError
@@ -109,6 +110,8 @@ def _entry(part: AnnotationSource, path: Path, count: int, weight: float) -> dic
         "repeat_time": int(weight),
         "length": count,
     }
+    if part.frames != FRAMES:
+        entry |= {"min_num_frame": part.frames.least, "max_num_frame": part.frames.most}
     return entry | ({} if part.max_tiles is None else {"max_dynamic_patch": part.max_tiles})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.meta import open_meta
+from vlm_jax.data.open import open_data
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import PeekableSource, Source
 from vlm_jax.data.templates import TEMPLATES, Template
@@ -106,7 +106,7 @@ def open_source(path: str) -> Source:
       UserError: it cannot be read.
     """
     # An index is not kept in the current folder; a file in a folder that is not ours is measured again next time.
-    return open_meta(path)
+    return open_data(path)
 
 
 def _for_model(flags: Any, source: Source) -> Prepared:
