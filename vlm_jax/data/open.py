@@ -43,11 +43,14 @@ def open_data(
     path = Path(path)
     if re.match(r"\w+:/", str(path)):
         raise UserError(f"{path} is an address; copy the data into a folder first")
+    is_records = path.suffix == ".jsonl" or (path.suffix == ".json" and path.is_file() and not _is_meta(path))
+    if root is not None and path.exists() and not is_records:
+        raise UserError(f"{path}: a folder of pictures can be given for a file of records alone, got {root}")
     if path.is_dir():
         return _open_folder(path, split, index_folder)
     if not path.exists():
         raise UserError(f"{path}: cannot be read: No such file or directory")
-    if path.suffix == ".jsonl" or (path.suffix == ".json" and not _is_meta(path)):
+    if is_records:
         return _open_records(path, path.parent if root is None else Path(root), index_folder)
     if path.suffix == ".json":
         return open_meta(path, index_folder)

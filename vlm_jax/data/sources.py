@@ -21,6 +21,8 @@ from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.records import ROLES
 from vlm_jax.errors import UserError
 
+WEIGHTS_FILE = "weights.json"
+
 
 class Source(Protocol):
     """A sequence of conversations with a name for messages."""
@@ -143,7 +145,8 @@ class TFDSSource:
 
     Features: `id`, `task` and `conversations` are text, the last a JSON list of `{"from": "system|human|gpt", "value":
     text}` (InternVL's format); `images` is a sequence of encoded images (`tfds.features.Image`, or bytes); a data set
-    may have a bool `independent` (see `Conversation`).
+    may have the others of `vlm_jax.data.schema`. Where a `weights.json` lies beside its `dataset_info.json`, it says
+    how often records are used: `{"split": {"task": weight}}`.
 
     Attributes:
       folder: the version folder with `dataset_info.json`.
@@ -178,7 +181,24 @@ class TFDSSource:
             id=name,
             task=record["task"].decode(),
             independent=bool(record.get("independent", False)),
+            place=record.get("place", b"").decode(),
+            max_tiles=int(record.get("max_tiles", 0)) or None,
+            augment=bool(record.get("augment", False)),
         )
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, float]:
+        """See `WeighedSource`; none where the data set does not say."""
+        path = self.folder / WEIGHTS_FILE
+        try:
+            weights = json.loads(path.read_text("utf-8")).get(self.split.partition("[")[0], {})
+            return {str(task): float(weight) for task, weight in weights.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f'{path}: must be {{"split": {{"task": weight}}}} ({error})') from None
 
     def fingerprint(self) -> str:
         """Digest of the split, the data set's description and the names, sizes and times of its files."""
@@ -229,6 +249,30 @@ def tfds_splits(folder: Path) -> tuple[str, ...]:
         raise UserError(f"{folder}: not a prepared TFDS data set: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}/dataset_info.json: damaged: {type(error).__name__}: {error}") from None
+
+
+def find_tfds(name: str, data_dir: Path) -> Path:
+    """The version folder of a prepared TFDS data set, by name.
+
+    Args:
+      name: `my_set`, `my_set/config`, each also with a version behind it, as `my_set:1.0.0` or `my_set:1.*.*`; without
+        a version the newest counts.
+      data_dir: where TFDS data sets lie.
+
+    Raises:
+      UserError: a wrong name, or there is no such data set.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+    try:
+        return Path(builder_from_files(name, data_dir=data_dir).data_path)
+    except (tfds.core.DatasetNotFoundError, OSError):
+        known = sorted(str(path.parent.relative_to(data_dir)) for path in data_dir.glob("*/**/dataset_info.json"))
+        there = f"there are {', '.join(known[:10])}" if known else "there is none"
+        raise UserError(f"{data_dir}: no prepared TFDS data set '{name}'; {there}") from None
+    except ValueError as error:
+        raise UserError(f"'{name}': not the name of a TFDS data set: {' '.join(str(error).split())}") from None
 
 
 def place_of(source: Source, number: int) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from vlm_jax.config import config_class
 from vlm_jax.data.open import open_data
-from vlm_jax.data.sources import ManySources, Source, TFDSSource
+from vlm_jax.data.sources import ManySources, Source, TFDSSource, find_tfds, tfds_splits
 from vlm_jax.errors import UserError
 
 
@@ -43,24 +44,43 @@ class PocketData:
         from vlm_jax.data.pocket import prepare_pocket
 
         folder = Path(self.directory) if self.directory else workdir / "data"
-        return _splits(prepare_pocket(folder, self.preset, seed, progress=say))
+        folder = prepare_pocket(folder, self.preset, seed, progress=say)
+        return Splits(*(TFDSSource(folder, split) for split in ("train", "validation", "test")))
 
 
 @config_class
 class TFDSData:
-    """A prepared TFDS data set with the features of `vlm_jax.data.schema`, read without TensorFlow.
+    """A prepared TFDS data set with the features of `vlm_jax.data.schema`, in ArrayRecord files, without TensorFlow.
 
     Attributes:
-      directory: the folder that holds its `dataset_info.json`.
+      directory: the folder that holds its `dataset_info.json`; or
+      name: as `my_set`, `my_set/config` or `my_set:1.0.0`, below
+      data_dir: the folder of all data sets; '' is TFDS's own (`~/tensorflow_datasets`, or `TFDS_DATA_DIR`).
     """
 
     type: Literal["tfds"] = "tfds"
     directory: str = ""
+    name: str = ""
+    data_dir: str = ""
 
     def open(self, workdir: Path, seed: int, say: Callable[[str], None]) -> Splits:
-        """Opens the data set; nothing is built."""
+        """Opens the data set, whose splits `validation` and `test` may be missing; nothing is built."""
         del workdir, seed, say
-        return _splits(Path(self.directory))
+        if bool(self.directory) == bool(self.name):
+            problem = "both are given" if self.name else "neither is given"
+            raise UserError(
+                f"config.data.directory, config.data.name: {problem}; say --config.data.directory=SETS/my_set/1.0.0, "
+                "or --config.data.name=my_set --config.data.data_dir=SETS"
+            )
+        folder = Path(self.directory)
+        if self.name:
+            folder = find_tfds(
+                self.name, Path(self.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+            )
+        known = tfds_splits(folder)
+        if "train" not in known:
+            raise UserError(f"{folder}: no split 'train', there are {', '.join(known)}")
+        return Splits(*(TFDSSource(folder, s) if s in known else None for s in ("train", "validation", "test")))
 
 
 @config_class
@@ -106,7 +126,3 @@ def _parts(source: Source) -> str:
         return ""
     parts = (f"{part.task} {len(part):,} x {source.weights[part.task]:g}" for part in source.parts)
     return f" ({', '.join(parts)})"
-
-
-def _splits(folder: Path) -> Splits:
-    return Splits(*(TFDSSource(folder, split) for split in ("train", "validation", "test")))
