@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.meta_fixture import RECORDS, turns, write_lines, write_meta
-from vlm_jax.data.annotations import AnnotationSource, parse
+from vlm_jax.data.annotations import AnnotationSource
 from vlm_jax.data.conversation import Reason, RecordError, Turn
 from vlm_jax.data.images import image_size
 from vlm_jax.data.index import BAD, load_index
@@ -19,6 +19,7 @@ from vlm_jax.data.lines import Lines
 from vlm_jax.data.meta import open_meta, read_meta
 from vlm_jax.data.mixture import MixtureConfig, task_weights
 from vlm_jax.data.pipeline import Batches
+from vlm_jax.data.records import Record, parse
 from vlm_jax.errors import UserError
 
 
@@ -195,7 +196,11 @@ GOOD = {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "That.")}
         ({"image": "a.jpg"}, "type", "conversations: must be a list, got nothing"),
         ({"conversations": {}}, "type", "conversations: must be a list, got an object"),
         ({"conversations": ["?"]}, "type", r"conversations\[0\]: must be an object, got text"),
-        ({"conversations": [{"from": "user", "value": "?"}]}, "type", r"conversations\[0\].from: must be .*got 'user'"),
+        (
+            {"conversations": [{"from": "robot", "value": "?"}]},
+            "type",
+            r"conversations\[0\].from: must be .*got 'robot'",
+        ),
         ({"conversations": [{"from": [], "value": "?"}]}, "type", r"conversations\[0\].from: must be .*got \[\]"),
         ({"conversations": [{"from": "human"}]}, "type", r"conversations\[0\].value: must be text, got nothing"),
         ({"conversations": turns("?", 3)}, "type", r"conversations\[1\].value: must be text, got a number"),
@@ -219,7 +224,7 @@ GOOD = {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "That.")}
         ({"conversations": turns("<image><image>", "!"), "image": "a.jpg"}, "marks", "2 <image> mark"),
         ({**GOOD, "image": 7}, "type", "image: must be text, got a number"),
         ({**GOOD, "image": [False]}, "type", r"image\[0\]: must be text, got a truth value"),
-        ({**GOOD, "video": "a.mp4"}, "video", "video: records with a video cannot be read yet"),
+        ({**GOOD, "video": "a.mp4"}, "video", "video: a record of images and a video cannot be read"),
         ({**GOOD, "image": "b.jpg"}, "missing", "image: 'b.jpg' cannot be read from .*: No such file"),
         ({**GOOD, "image": "sub"}, "missing", "image: .*sub is not a file"),
         ({**GOOD, "image": "."}, "missing", "is not a file"),
@@ -267,7 +272,7 @@ def test_odd_records_that_are_good():
     record = parse(
         '\ufeff{"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "<image>"}]}'.encode(), "x"
     )
-    assert record == ((Turn("user", ""), Turn("assistant", "<image>")), ())
+    assert record == Record((Turn("user", ""), Turn("assistant", "<image>")))
     for nothing in ("", [], None):
         assert (
             parse(
@@ -333,7 +338,8 @@ ENTRY = {"root": "images", "annotation": "a.jsonl"}
         ({"a": {**ENTRY, "max_dynamic_patch": 0}}, "a.max_dynamic_patch: must be at least 1, got 0"),
         ({"a": {**ENTRY, "root": "s3://bucket/x"}}, "a.root: s3://bucket/x is an address"),
         ({"a": {**ENTRY, "annotation": "s3://bucket/x.jsonl"}}, "a.annotation: s3://bucket/x.jsonl is an address"),
-        ({"a": {**ENTRY, "annotation": "a.json"}}, "a.annotation: must be a .jsonl file, got 'a.json'"),
+        ({"a": {**ENTRY, "annotation": "a.csv"}}, "a.annotation: must be a .jsonl or .json file, got 'a.csv'"),
+        ({"a": {**ENTRY, "annotation": "meta.json"}}, r"a.annotation: .*meta.json: must be a JSON list of records"),
         ({"a": {**ENTRY, "annotation": "b.jsonl"}}, "a.annotation: .*b.jsonl: cannot be read: No such file"),
         ({"a": {**ENTRY, "annotation": "empty.jsonl"}}, r"a.annotation: .*empty.jsonl has 0 line\(s\): nothing"),
     ],

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,7 +82,7 @@ def test_too_many_are_one_clear_error_after_they_were_written(tmp_path):
     assert "\n" not in message
     for part in (
         "3 of 200 records are bad (1.5 %: missing 2, marks 1)",
-        "more than 1 % may be (config.data.max_bad)",
+        "only 1 % may be (config.data.max_bad)",
         "/d/a.jsonl:1: image: '1.jpg' cannot be read",
         str(path),
         "--fix",
@@ -88,11 +90,20 @@ def test_too_many_are_one_clear_error_after_they_were_written(tmp_path):
         assert part in message
     assert len(rows_in(path)) == 3
 
-    with pytest.raises(UserError, match="3 of 200"):  # a restart does not forget
+    assert "mended since" not in message
+    with pytest.raises(UserError, match=r"3 of 200.*if it was mended since, remove"):  # a restart does not forget
         Quarantine(path, 200).add([error(1)])
     remove(path)
     Quarantine(path, 200).add([error(1)])
     assert len(rows_in(path)) == 1
+
+
+def test_a_file_is_the_same_from_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    for folder, name in ((tmp_path, "sub/a.jsonl"), (tmp_path / "sub", "a.jsonl"), (tmp_path, "./sub/a.jsonl")):
+        monkeypatch.chdir(folder)
+        Quarantine(tmp_path / "q", 1000).add([error(1, file=name)])
+    assert [row["source"] for row in rows_in(tmp_path / "q")] == [str(tmp_path / "sub/a.jsonl")]
 
 
 def test_nothing_may_be_bad_where_the_limit_is_zero(tmp_path):
@@ -104,7 +115,8 @@ def test_nothing_may_be_bad_where_the_limit_is_zero(tmp_path):
 def test_a_source_with_nothing_left(tmp_path):
     quarantine = Quarantine(tmp_path / "q", 10, limit=1)
     quarantine.add([error(1, "marks", "/d/other.jsonl"), error(1), error(2, "json")])
-    message = str(quarantine.nothing_left("pages (/d/a.jsonl)"))
+    pages = SimpleNamespace(name="pages (/d/a.jsonl)", lines=SimpleNamespace(path=Path("/d/a.jsonl")))
+    message = str(quarantine.nothing_left(pages))
     assert message.startswith("pages (/d/a.jsonl): no record is left that can be used (missing 1, json 1)")
     assert "/d/a.jsonl:1: image" in message
     assert str(tmp_path / "q") in message

@@ -102,10 +102,15 @@ def open_folder(folder: str | Path) -> Opened:
         the weights at once.
     """
     folder = Path(folder)
+    system = read_system(folder)
+    return Opened(open_model_params(folder, system.model), system, Tokenizer.load(folder))
+
+
+def read_system(folder: Path) -> System:
+    """What a model folder of any layout holds the parameters of, which are not looked at (errors as `open_folder`)."""
     config = _read_config(folder)
     layout = _layout_of(config, folder)
-    system = layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
-    return Opened(open_model_params(folder, system.model), system, Tokenizer.load(folder))
+    return layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
 
 
 def read_folder(folder: str | Path) -> Opened:

@@ -12,7 +12,7 @@ import numpy as np
 from vlm_jax import checkpoints
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.fields import CONFIG
-from vlm_jax.convert.folders import Opened, open_folder, select_parts
+from vlm_jax.convert.folders import Opened, open_folder, read_system, select_parts
 from vlm_jax.convert.safetensors_folder import DTYPES
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -39,12 +39,16 @@ def read_workdir(folder: str | Path, step: int | None = None) -> Opened:
       UserError: a file is missing, there is no such checkpoint, or it does not fit the workdir's config.
     """
     folder = Path(folder)
+    system = _read_system(folder)
+    params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=("vision", "connector", "decoder"))
+    return Opened(select_parts(params, system.model, str(folder)), system, Tokenizer.load(folder / TOKENIZER))
+
+
+def _read_system(folder: Path) -> System:
     config = read_json(folder / CONFIG)
     if "system" not in config:
         raise UserError(f"{folder / CONFIG}: not the config of a training run: it has no 'system'")
-    system = build(System, config["system"], name=f"{folder / CONFIG}: config.system")
-    params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=("vision", "connector", "decoder"))
-    return Opened(select_parts(params, system.model, str(folder)), system, Tokenizer.load(folder / TOKENIZER))
+    return build(System, config["system"], name=f"{folder / CONFIG}: config.system")
 
 
 def write_workdir(
@@ -77,11 +81,7 @@ def open_model(folder: str | Path, step: int | None = None) -> Opened:
     Raises:
       UserError: the folder does not exist, holds no model, or holds one that does not fit its config.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a model: it has no {CONFIG}")
+    folder = _folder_of_a_model(folder)
     if not is_workdir(folder):
         if step is not None:
             raise UserError(f"{folder}: is not a training workdir, it has no checkpoint {step} to choose")
@@ -91,3 +91,24 @@ def open_model(folder: str | Path, step: int | None = None) -> Opened:
     if (folder / EXPORT).is_dir():
         return open_folder(folder / EXPORT)
     raise UserError(f"{folder}: the training in it has not saved a checkpoint yet")
+
+
+def open_system(folder: str | Path) -> tuple[System, Tokenizer]:
+    """What `open_model` opens without the parameters, which need not be there yet: all that preparing data takes.
+
+    Raises:
+      UserError: the folder does not exist, or is neither a workdir nor a model folder.
+    """
+    folder = _folder_of_a_model(folder)
+    if is_workdir(folder):
+        return _read_system(folder), Tokenizer.load(folder / TOKENIZER)
+    return read_system(folder), Tokenizer.load(folder)
+
+
+def _folder_of_a_model(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not a model: it has no {CONFIG}")
+    return folder

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.config import build, config_class
-from vlm_jax.data.annotations import AnnotationSource
-from vlm_jax.data.lines import Lines
+from vlm_jax.data.annotations import AnnotationSource, open_lines
+from vlm_jax.data.frames import FrameRange
 from vlm_jax.data.sources import ManySources
 from vlm_jax.errors import UserError
 
@@ -27,12 +27,13 @@ class MetaEntry:
 
     Attributes:
       root: folder that the annotation's image files are named from.
-      annotation: its `.jsonl` file.
+      annotation: its file: `.jsonl`, one record a line, or (which the reference refuses) `.json`, a list of records.
       data_augment: training tiles are encoded as JPEG anew (`vlm_jax.data.augment`).
       repeat_time: below 1 the first int(lines * repeat_time) lines are used; above 1, a whole number, every epoch holds
         each record so many times.
       length: the file has at least so many lines.
       max_dynamic_patch: tiles of an image at most, instead of the layout's `max_tiles`.
+      min_num_frame, max_num_frame: frames that a video is shown as (in the reference an argument of the trainer).
     """
 
     root: str
@@ -41,6 +42,8 @@ class MetaEntry:
     repeat_time: float = 1.0
     length: int | None = None
     max_dynamic_patch: int | None = None
+    min_num_frame: int = 8
+    max_num_frame: int = 32
 
 
 def read_meta(path: str | Path) -> dict[str, MetaEntry]:
@@ -73,8 +76,8 @@ def _problem(entry: MetaEntry) -> str:
     for field in ("root", "annotation"):
         if "://" in getattr(entry, field):
             return f"{field}: {getattr(entry, field)} is an address; copy the files into a folder first"
-    if not entry.annotation.endswith(".jsonl"):
-        return f"annotation: must be a .jsonl file, got '{entry.annotation}'"
+    if not entry.annotation.endswith((".jsonl", ".json")):
+        return f"annotation: must be a .jsonl or .json file, got '{entry.annotation}'"
     times = entry.repeat_time
     if not (math.isfinite(times) and times > 0 and (times < 1 or times.is_integer())):
         return f"repeat_time: must be a fraction below 1 or a whole number, got {times:g}"
@@ -82,6 +85,8 @@ def _problem(entry: MetaEntry) -> str:
         value = getattr(entry, field)
         if value is not None and value < least:
             return f"{field}: must be at least {least}, got {value}"
+    if not 1 <= entry.min_num_frame <= entry.max_num_frame:
+        return f"min_num_frame: must lie in 1..max_num_frame ({entry.max_num_frame}), got {entry.min_num_frame}"
     return ""
 
 
@@ -104,7 +109,7 @@ def open_meta(path: str | Path, index_folder: Path | None = None) -> ManySources
 
 def _open(path: Path, name: str, entry: MetaEntry, index_folder: Path | None) -> AnnotationSource:
     try:
-        lines = Lines(path.parent / entry.annotation)
+        lines = open_lines(path.parent / entry.annotation)
     except UserError as error:
         raise UserError(f"{path}: {name}.annotation: {error}") from None
     if len(lines) < (entry.length or 0):
@@ -122,6 +127,7 @@ def _open(path: Path, name: str, entry: MetaEntry, index_folder: Path | None) ->
         root=path.parent / entry.root,
         max_tiles=entry.max_dynamic_patch,
         augment=entry.data_augment,
+        frames=FrameRange(entry.min_num_frame, entry.max_num_frame),
         index_folder=index_folder,
     )
 

@@ -30,7 +30,7 @@ from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.packing import pack_row, plan_rows
 from vlm_jax.data.prepare import Example, Preparer
 from vlm_jax.data.shape import RowShape, choose_shape
-from vlm_jax.data.sources import ManySources, Source, WeighedSource, place_of
+from vlm_jax.data.sources import ManySources, Source, WeighedSource, draw, place_of
 from vlm_jax.errors import UserError
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
@@ -167,8 +167,9 @@ class Batches:
 
     def _example(self, record: int, place: tuple[int, ...]) -> Example:
         """A record made ready for its place: (epoch, window, row, number in the row)."""
-        conversation = self.source[record]
-        example = self.preparer(conversation, draw=(*self._key, 3, *place))
+        key = (*self._key, 3, *place)
+        conversation = draw(self.source, record, key)
+        example = self.preparer(conversation, draw=key)
         size, planned = (len(example.tokens), len(example.patches)), tuple(self._sizes[record].tolist())
         if size != planned:
             raise RecordError(

@@ -1,7 +1,7 @@
 """The quarantine: every record that could not be used, in a file, and the point at which that is too many.
 
-`quarantine.jsonl` holds one row a record: `source` (the file), `line` (in it from 1, or the record's number or id where
-there are no lines), `reason` (one of `vlm_jax.data.conversation.Reason`) and `detail`.
+`quarantine.jsonl` holds one row a record: `source` (the file's full path), `line` (in it from 1, or the record's number
+or id where there are no lines), `reason` (one of `vlm_jax.data.conversation.Reason`) and `detail`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.conversation import RecordError
+from vlm_jax.data.sources import Source
 from vlm_jax.errors import UserError
 
 LIMIT = 0.01
@@ -72,6 +73,7 @@ class Quarantine:
         self.path, self.total_records, self.limit = Path(path), total_records, limit
         self._source, self._setting = source, setting
         self.rows = _read(self.path)
+        self._earlier = bool(self.rows)
         self.counts = Counter(row.reason for row in self.rows)
         self._known = {(row.source, row.line) for row in self.rows}
 
@@ -116,21 +118,24 @@ class Quarantine:
           UserError: with the counts by reason, an example, the file and the setting.
         """
         if len(self.rows) > self.limit * self.total_records:
+            stale = f"; if it was mended since, remove {self.path}" if self._earlier else ""
             raise UserError(
-                f"{self.summary()}, more than {_percent(self.limit)} may be ({self._setting}). The first: "
+                f"{self.summary()}, but only {_percent(self.limit)} may be ({self._setting}). The first: "
                 f"{_example(self.rows[0])}. All are listed in {self.path}. Mend the data, or let "
-                "`python -m vlm_jax.data.check --fix=OUT.json` write a copy without them, and remove that list"
+                f"`python -m vlm_jax.data.check --data=... --fix=OUT.json` write a copy without them{stale}"
             )
 
-    def nothing_left(self, source: str) -> UserError:
+    def nothing_left(self, source: Source) -> UserError:
         """What to raise where a source has no good record left.
 
         Args:
-          source: name of the source; of one in a file, `name (file)`.
+          source: the part of the data that is used up.
         """
-        rows = [row for row in self.rows if row.source and row.source in source] or self.rows
+        file = getattr(getattr(source, "lines", None), "path", None)
+        own = self._source if file is None else os.path.abspath(file)
+        rows = [row for row in self.rows if row.source == own] or self.rows
         example = f". The first: {_example(rows[0])}. All are listed in {self.path}" if rows else ""
-        return UserError(f"{source}: no record is left that can be used ({_by_reason(rows)}){example}")
+        return UserError(f"{source.name}: no record is left that can be used ({_by_reason(rows)}){example}")
 
     def summary(self) -> str:
         """One line: how many, of how many, and why."""
@@ -159,7 +164,7 @@ def row_of(error: RecordError, source: str = "") -> Row:
     name = error.place.removeprefix("record ")
     file, _, number = name.rpartition(":")
     if name == error.place and file and number.isdecimal():
-        return Row(file, int(number), error.reason, error.detail)
+        return Row(os.path.abspath(file), int(number), error.reason, error.detail)
     return Row(source, int(name) if name.isdecimal() else name, error.reason, error.detail)
 
 

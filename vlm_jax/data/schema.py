@@ -23,9 +23,10 @@ def conversation_features() -> Any:
     """Returns the `tfds.features.FeaturesDict` of a stored conversation.
 
     Its features: `id` and `task` (text), `conversations` (JSON list of `{"from": "human" | "gpt" | "system", "value":
-    text}`), `images` (sequence of RGB PNG files), `provenance` (JSON text: which raw material the record was made from,
-    so that anybody can check that splits share none; empty where a builder does not say), `independent` (bool:
-    whether the questions are independent of one another, see `Conversation`).
+    text}`), `images` (sequence of image files of any format, as they were), `provenance` (JSON text: which raw material
+    the record was made from, so that anybody can check that splits share none; empty where a builder does not say),
+    and as in `Conversation` `independent`, `augment` (bool), `max_tiles` (0 where the layout says it) and `place`
+    (text: where the record was written before).
     """
     import tensorflow_datasets as tfds
 
@@ -34,9 +35,12 @@ def conversation_features() -> Any:
             "id": tfds.features.Text(),
             "task": tfds.features.Text(),
             "conversations": tfds.features.Text(),
-            "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
+            "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
             "provenance": tfds.features.Text(),
             "independent": tfds.features.Scalar(np.bool_),
+            "augment": tfds.features.Scalar(np.bool_),
+            "max_tiles": tfds.features.Scalar(np.int32),
+            "place": tfds.features.Text(),
         }
     )
 
@@ -44,7 +48,7 @@ def conversation_features() -> Any:
 def to_record(conversation: Conversation, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the example that a TFDS builder yields for `conversation`.
 
-    Images must be PNG files (`Conversation.images` holds encoded bytes); they are stored as they are.
+    Images are stored as the files that they are.
     """
     turns = [{"from": SPEAKERS[turn.role], "value": turn.text} for turn in conversation.turns]
     return {
@@ -55,4 +59,14 @@ def to_record(conversation: Conversation, provenance: Mapping[str, Any] | None =
         "images": [io.BytesIO(image) for image in conversation.images],
         "provenance": "" if provenance is None else json.dumps(provenance, sort_keys=True),
         "independent": conversation.independent,
+        "augment": conversation.augment,
+        "max_tiles": conversation.max_tiles or 0,
+        "place": conversation.place,
     }
+
+
+def stable(example: bytes) -> bytes:
+    """A serialized example with its features in one order; protocol buffers else choose one in each process."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)

@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlm_jax.data.conversation import Conversation, Role, Turn
+from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.records import ROLES
 from vlm_jax.errors import UserError
 
-_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+WEIGHTS_FILE = "weights.json"
 
 
 class Source(Protocol):
@@ -58,6 +59,20 @@ class PeekableSource(Protocol):
 
 
 @runtime_checkable
+class DrawnSource(Protocol):
+    """A source of which something may be drawn at random in training, without changing a record's size."""
+
+    def draw(self, index: int, key: Sequence[int]) -> Conversation:
+        """The record as `key`, of integers from 0, decides; the same key always gives the same one."""
+        ...
+
+
+def draw(source: Source, index: int, key: Sequence[int]) -> Conversation:
+    """A record for training: as `key` decides, where the source has something to draw."""
+    return source.draw(index, key) if isinstance(source, DrawnSource) else source[index]
+
+
+@runtime_checkable
 class WeighedSource(Protocol):
     """A source that says how often its records are used where a recipe does not.
 
@@ -88,6 +103,10 @@ class ManySources:
     def __getitem__(self, index: int) -> Conversation:
         part, number = self.part(index)
         return part[number]
+
+    def draw(self, index: int, key: Sequence[int]) -> Conversation:
+        """See `DrawnSource`."""
+        return draw(*self.part(index), key)
 
     def part(self, index: int) -> tuple[Source, int]:
         """The source that holds record number `index`, and its number there."""
@@ -126,7 +145,8 @@ class TFDSSource:
 
     Features: `id`, `task` and `conversations` are text, the last a JSON list of `{"from": "system|human|gpt", "value":
     text}` (InternVL's format); `images` is a sequence of encoded images (`tfds.features.Image`, or bytes); a data set
-    may have a bool `independent` (see `Conversation`).
+    may have the others of `vlm_jax.data.schema`. Where a `weights.json` lies beside its `dataset_info.json`, it says
+    how often records are used: `{"split": {"task": weight}}`.
 
     Attributes:
       folder: the version folder with `dataset_info.json`.
@@ -161,7 +181,24 @@ class TFDSSource:
             id=name,
             task=record["task"].decode(),
             independent=bool(record.get("independent", False)),
+            place=record.get("place", b"").decode(),
+            max_tiles=int(record.get("max_tiles", 0)) or None,
+            augment=bool(record.get("augment", False)),
         )
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, float]:
+        """See `WeighedSource`; none where the data set does not say."""
+        path = self.folder / WEIGHTS_FILE
+        try:
+            weights = json.loads(path.read_text("utf-8")).get(self.split.partition("[")[0], {})
+            return {str(task): float(weight) for task, weight in weights.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f'{path}: must be {{"split": {{"task": weight}}}} ({error})') from None
 
     def fingerprint(self) -> str:
         """Digest of the split, the data set's description and the names, sizes and times of its files."""
@@ -199,6 +236,45 @@ class TFDSSource:
             raise UserError(f"{self.name}: cannot read the data set: {error}") from None
 
 
+def tfds_splits(folder: Path) -> tuple[str, ...]:
+    """Names of the splits of a prepared TFDS data set.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+        return tuple(str(split["name"]) for split in info["splits"])
+    except OSError as error:
+        raise UserError(f"{folder}: not a prepared TFDS data set: {error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder}/dataset_info.json: damaged: {type(error).__name__}: {error}") from None
+
+
+def find_tfds(name: str, data_dir: Path) -> Path:
+    """The version folder of a prepared TFDS data set, by name.
+
+    Args:
+      name: `my_set`, `my_set/config`, each also with a version behind it, as `my_set:1.0.0` or `my_set:1.*.*`; without
+        a version the newest counts.
+      data_dir: where TFDS data sets lie.
+
+    Raises:
+      UserError: a wrong name, or there is no such data set.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+    try:
+        return Path(builder_from_files(name, data_dir=data_dir).data_path)
+    except (tfds.core.DatasetNotFoundError, OSError):
+        known = sorted(str(path.parent.relative_to(data_dir)) for path in data_dir.glob("*/**/dataset_info.json"))
+        there = f"there are {', '.join(known[:10])}" if known else "there is none"
+        raise UserError(f"{data_dir}: no prepared TFDS data set '{name}'; {there}") from None
+    except ValueError as error:
+        raise UserError(f"'{name}': not the name of a TFDS data set: {' '.join(str(error).split())}") from None
+
+
 def place_of(source: Source, number: int) -> str:
     """What messages call a record of a source, without reading it."""
     if isinstance(source, ManySources):
@@ -215,7 +291,7 @@ def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
     """
     try:
         messages = json.loads(text)
-        return tuple(Turn(_ROLES[message["from"]], str(message["value"])) for message in messages)
+        return tuple(Turn(ROLES[message["from"]], str(message["value"])) for message in messages)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f'record {record}: conversations must be a JSON list of {{"from": "system|human|gpt", "value": text}} '

@@ -10,10 +10,10 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from vlm_jax.data.boxes import parse_boxes
 from vlm_jax.data.conversation import IMAGE, Conversation
 from vlm_jax.data.sources import Source
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation.metrics import parse_boxes
 
 Records = Source | Sequence[Conversation]
 """What a benchmark is read from: a length, and conversations by number."""

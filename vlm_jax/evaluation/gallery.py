@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlm_jax.data.boxes import Box, parse_boxes
 from vlm_jax.data.images import decode_image
-from vlm_jax.evaluation.metrics import Box, parse_boxes
 
 Tiler = Callable[[Image.Image, int], Sequence[np.ndarray]]
 """An RGB image, images of its question -> its tiles as the model sees them, uint8 [height, width, 3] each, a thumbnail

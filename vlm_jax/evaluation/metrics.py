@@ -6,28 +6,13 @@ The score of a task is the mean over its questions (`vlm_jax.evaluation.runner`)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
+from vlm_jax.data.boxes import Box, parse_boxes
+
 Metric = Callable[[str, Sequence[str]], float]
-
-_NUMBER = r"\s*([-+]?\d+(?:\.\d+)?)\s*"
-BOX_PATTERN = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
-"""Four comma-separated decimal numbers in square brackets. In `<box>[[10, 20, 30, 40], [1, 2, 3, 4]]</box>` it finds
-both boxes; the outer brackets and the tags around them are not required, because scorers of referring expressions
-accept a bare `[x1, y1, x2, y2]` too (InternVL's `eval/refcoco/evaluate_grounding.py`)."""
-
-
-class Box(NamedTuple):
-    """Corners of a box in thousandths of the width (x) and the height (y) of the original image, origin top left."""
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -78,11 +63,6 @@ def box_iou_accuracy(prediction: str, answers: Sequence[str], threshold: float =
         return 0.0
     golds = [boxes[0] for boxes in map(parse_boxes, answers) if boxes]
     return float(any(iou(said[0], gold) >= threshold for gold in golds))
-
-
-def parse_boxes(text: str) -> list[Box]:
-    """All boxes in a text, in order, found by `BOX_PATTERN`; `[[x1, y1, x2, y2]]` gives one."""
-    return [Box(*map(float, match.groups())) for match in BOX_PATTERN.finditer(text)]
 
 
 def iou(a: Box, b: Box) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from vlm_jax.config import config_class
-from vlm_jax.data.meta import open_meta
-from vlm_jax.data.sources import Source, TFDSSource
+from vlm_jax.data.open import open_data
+from vlm_jax.data.sources import ManySources, Source, TFDSSource, find_tfds, tfds_splits
 from vlm_jax.errors import UserError
 
 
@@ -43,35 +44,55 @@ class PocketData:
         from vlm_jax.data.pocket import prepare_pocket
 
         folder = Path(self.directory) if self.directory else workdir / "data"
-        return _splits(prepare_pocket(folder, self.preset, seed, progress=say))
+        folder = prepare_pocket(folder, self.preset, seed, progress=say)
+        return Splits(*(TFDSSource(folder, split) for split in ("train", "validation", "test")))
 
 
 @config_class
 class TFDSData:
-    """A prepared TFDS data set with the features of `vlm_jax.data.schema`, read without TensorFlow.
+    """A prepared TFDS data set with the features of `vlm_jax.data.schema`, in ArrayRecord files, without TensorFlow.
 
     Attributes:
-      directory: the folder that holds its `dataset_info.json`.
+      directory: the folder that holds its `dataset_info.json`; or
+      name: as `my_set`, `my_set/config` or `my_set:1.0.0`, below
+      data_dir: the folder of all data sets; '' is TFDS's own (`~/tensorflow_datasets`, or `TFDS_DATA_DIR`).
     """
 
     type: Literal["tfds"] = "tfds"
     directory: str = ""
+    name: str = ""
+    data_dir: str = ""
 
     def open(self, workdir: Path, seed: int, say: Callable[[str], None]) -> Splits:
-        """Opens the data set; nothing is built."""
+        """Opens the data set, whose splits `validation` and `test` may be missing; nothing is built."""
         del workdir, seed, say
-        return _splits(Path(self.directory))
+        if bool(self.directory) == bool(self.name):
+            problem = "both are given" if self.name else "neither is given"
+            raise UserError(
+                f"config.data.directory, config.data.name: {problem}; say --config.data.directory=SETS/my_set/1.0.0, "
+                "or --config.data.name=my_set --config.data.data_dir=SETS"
+            )
+        folder = Path(self.directory)
+        if self.name:
+            folder = find_tfds(
+                self.name, Path(self.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+            )
+        known = tfds_splits(folder)
+        if "train" not in known:
+            raise UserError(f"{folder}: no split 'train', there are {', '.join(known)}")
+        return Splits(*(TFDSSource(folder, s) if s in known else None for s in ("train", "validation", "test")))
 
 
 @config_class
 class MetaData:
-    """Annotation files in InternVL's format, named by meta files (`vlm_jax.data.meta`).
+    """Data of any kind that `vlm_jax.data.open` knows, by path: InternVL's meta files, records in JSON, Parquet, ...
 
-    How often a source's records are used follows from its `repeat_time`, unless a stage gives `data.weights` by the
-    sources' names.
+    How often a source's records are used follows from a meta file's `repeat_time`, unless a stage gives `data.weights`
+    by the sources' names.
 
     Attributes:
-      train, validation, test: paths of the splits' meta files; '' is no such split.
+      train, validation, test: paths of the splits' data; '' is no such split. Of data that has several splits by itself
+        the one of that name is read.
     """
 
     type: Literal["meta"] = "meta"
@@ -92,13 +113,16 @@ class MetaData:
             if not path:
                 continue
             try:
-                splits[split] = opened = open_meta(path, folder)
+                splits[split] = opened = open_data(path, split=split, index_folder=folder)
             except UserError as error:
                 raise UserError(f"config.data.{split}: {error}") from None
-            parts = (f"{part.task} {len(part):,} x {opened.weights[part.task]:g}" for part in opened.parts)
-            say(f"{split}: {len(opened):,} records ({', '.join(parts)})")
+            say(f"{split}: {len(opened):,} records{_parts(opened)}")
         return Splits(**splits)
 
 
-def _splits(folder: Path) -> Splits:
-    return Splits(*(TFDSSource(folder, split) for split in ("train", "validation", "test")))
+def _parts(source: Source) -> str:
+    """How many records each part of a meta file has, and how often an epoch holds each."""
+    if not isinstance(source, ManySources):
+        return ""
+    parts = (f"{part.task} {len(part):,} x {source.weights[part.task]:g}" for part in source.parts)
+    return f" ({', '.join(parts)})"

@@ -218,6 +218,8 @@ MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
     "config.data.directory",
+    "config.data.name",
+    "config.data.data_dir",
     "config.data.train",
     "config.data.validation",
     "config.data.test",

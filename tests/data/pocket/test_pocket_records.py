@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm_jax.data.boxes import format_box
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
 from vlm_jax.data.pocket.canvas import canvas_size, pick
 from vlm_jax.data.pocket.records import draw_scene, make_record
-from vlm_jax.data.pocket.scene import SPLITS, TASKS, format_box
+from vlm_jax.data.pocket.scene import SPLITS, TASKS
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
 LAYOUT = ClosestAspect(tile_size=64, max_tiles=6)

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from vlm_jax.data.pocket.jobs import Drawer, make_jobs
 from vlm_jax.data.pocket.prepare import PRESETS, Preset
 from vlm_jax.data.processes import in_order
-from vlm_jax.data.schema import conversation_features, to_record
+from vlm_jax.data.schema import conversation_features, stable, to_record
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,11 +39,7 @@ class _StableWriter(tfds.core.ExampleWriter):
 
     def write(self, path, examples):
         """Writes serialized examples, as the base class does."""
-        return super().write(path, ((key, _stable(example)) for key, example in examples))
-
-
-def _stable(example: bytes) -> bytes:
-    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
+        return super().write(path, ((key, stable(example)) for key, example in examples))
 
 
 class Pocket(tfds.core.GeneratorBasedBuilder):

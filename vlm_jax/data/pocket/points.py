@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlm_jax.data.boxes import format_box, format_reference
 from vlm_jax.data.pocket.canvas import FONTS, Grid, blank, canvas_size, choose, font, paper_and_ink, pick
 from vlm_jax.data.pocket.charts import make_chart
 from vlm_jax.data.pocket.digits import ink_mask
 from vlm_jax.data.pocket.documents import make_document
 from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.photos import crop_region
-from vlm_jax.data.pocket.scene import Box, Question, Scene, format_box, format_reference
+from vlm_jax.data.pocket.scene import Box, Question, Scene
 
 KINDS = ("thing", "line", "thing", "digit", "thing", "bar")
 """Half of the questions are after a thing among one to three, the others after a line of a document, a bar of a chart

@@ -67,16 +67,3 @@ def split_of(content: str) -> str:
             return split
         place -= share
     raise AssertionError("the shares cover every place")
-
-
-def format_box(box: Box, size: tuple[int, int]) -> str:
-    """`<box>[[x1, y1, x2, y2]]</box>` with integers 0–1000 relative to width and height (InternVL grounding format)."""
-    width, height = size
-    left, top, right, bottom = box
-    numbers = [left / width, top / height, right / width, bottom / height]
-    return f"<box>[[{', '.join(str(round(1000 * number)) for number in numbers)}]]</box>"
-
-
-def format_reference(name: str) -> str:
-    """`<ref>name</ref>`, the way InternVL names what a box belongs to."""
-    return f"<ref>{name}</ref>"
