@@ -48,7 +48,7 @@ class ImageError(UserError):
         self.reason: Reason = reason
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """What is wrong with a file that nobody tried to decode."""
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -111,7 +111,7 @@ def _reading(name: str) -> Iterator[None]:
         raise UserError(f"{name}: cannot read this image: not an image, or of an unknown format") from None
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        counted = error.counted if isinstance(error, _Refused) else "image"
+        counted = error.counted if isinstance(error, _RefusedError) else "image"
         raise ImageError(f"{name}: cannot read this image: {reason}", counted) from None
 
 
@@ -119,7 +119,7 @@ def _reading(name: str) -> Iterator[None]:
 def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
     """Opens the file (header only) and checks its size against our limit."""
     if not data:
-        raise _Refused("the file is empty", "empty file")
+        raise _RefusedError("the file is empty", "empty file")
     with _open_lock:  # Pillow's own limit is a global of the process; ours is an argument and may lie above it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -132,7 +132,7 @@ def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
             raise ValueError(f"it has no pixels ({width} x {height})")
         if width * height > max_megapixels * 1e6:
             limit = f"the limit of {max_megapixels:g} megapixels"
-            raise _Refused(f"{width} x {height} pixels are more than {limit}", "bomb")
+            raise _RefusedError(f"{width} x {height} pixels are more than {limit}", "bomb")
         yield image
 
 

@@ -20,6 +20,7 @@ from vlm_jax.data.index import BAD, Index
 from vlm_jax.data.prepare import Preparer, Size
 from vlm_jax.data.processes import in_order
 from vlm_jax.data.sources import ManySources, PeekableSource, Source
+from vlm_jax.errors import UserError
 
 _JOB = 64  # records that a process looks at, at a time; with decoded images they take seconds
 _WORTH_PROCESSES = 2048  # fewer records are looked at sooner than processes have started
@@ -91,8 +92,9 @@ def examine(source: Source, number: int, preparer: Preparer, *, deep: bool = Fal
     for image, data in enumerate(conversation.images if deep else ()):
         try:
             decode_image(data, f"image {image}")
-        except ImageError as error:
-            raise RecordError(conversation.name, error.reason, str(error)) from None
+        except UserError as error:
+            reason = error.reason if isinstance(error, ImageError) else "image"
+            raise RecordError(conversation.name, reason, str(error)) from None
     return conversation, size
 
 
