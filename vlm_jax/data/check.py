@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if bad:
         report.say(f"Listed in {flags.quarantine}, one row a record.")
     if flags.fix is not None:
-        for line in clean_copy.write(source, bad, flags.fix):
+        for line in clean_copy.write(source, bad, flags.fix, flags.data):
             report.say(line)
     for part in empty_parts(source, bad):
         raise quarantine.nothing_left(part)

@@ -16,6 +16,7 @@ from typing import Any
 
 from vlm_jax.data.annotations import AnnotationSource
 from vlm_jax.data.frames import FRAMES
+from vlm_jax.data.meta import read_meta
 from vlm_jax.data.sources import ManySources, Source
 from vlm_jax.data.survey import parts_of
 from vlm_jax.errors import UserError
@@ -38,7 +39,7 @@ def check_target(target: Path, data: str) -> None:
         raise UserError(f"--fix: {target}: its folder does not exist")
 
 
-def write(source: Source, bad: Collection[int], target: Path) -> Iterator[str]:
+def write(source: Source, bad: Collection[int], target: Path, data: str) -> Iterator[str]:
     """Writes the copy, all of it or nothing; the meta file appears last.
 
     Of a source that is used in part (`repeat_time` below 1) the copy holds the good records of that part, and all of
@@ -48,6 +49,7 @@ def write(source: Source, bad: Collection[int], target: Path) -> Iterator[str]:
       source: all of whose parts are annotation files.
       bad: numbers of the records to leave out.
       target: path of the new meta file.
+      data: path that the source was opened from.
 
     Yields:
       What was done, line by line.
@@ -63,6 +65,7 @@ def write(source: Source, bad: Collection[int], target: Path) -> Iterator[str]:
             "a run leaves the bad records out by itself"
         )
     weights = source.weights if isinstance(source, ManySources) else {}
+    roots = {name: entry.root for name, entry in read_meta(data).items()} if isinstance(source, ManySources) else {}
     entries: dict[str, Any] = {}
     said: list[str] = []
     with _new_files(target) as new_file:
@@ -76,7 +79,8 @@ def write(source: Source, bad: Collection[int], target: Path) -> Iterator[str]:
             path = _path_for(part.task, target, entries)
             with new_file(path) as file:
                 _copy(part, kept, file)
-            entries[part.task] = _entry(part, path, len(kept), weights.get(part.task, 1.0))
+            root = _root_from(path.parent, part.root, absolute=os.path.isabs(roots.get(part.task, "")))
+            entries[part.task] = _entry(part, root, path, len(kept), weights.get(part.task, 1.0))
             said.append(f"{path}: {len(kept):,} of {len(part):,} records of {part.name}{_of_part(part)}")
         if not entries:
             raise UserError(f"--fix: {source.name}: no record is good, there is nothing to copy")
@@ -102,9 +106,9 @@ def _path_for(task: str, target: Path, entries: dict[str, Any]) -> Path:
     return target.with_name(found)
 
 
-def _entry(part: AnnotationSource, path: Path, count: int, weight: float) -> dict[str, Any]:
+def _entry(part: AnnotationSource, root: str, path: Path, count: int, weight: float) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "root": _root_from(path.parent, part.root),
+        "root": root,
         "annotation": path.name,
         "data_augment": part.augment,
         "repeat_time": int(weight),
@@ -115,10 +119,10 @@ def _entry(part: AnnotationSource, path: Path, count: int, weight: float) -> dic
     return entry | ({} if part.max_tiles is None else {"max_dynamic_patch": part.max_tiles})
 
 
-def _root_from(folder: Path, root: Path) -> str:
+def _root_from(folder: Path, root: Path, absolute: bool) -> str:
     """The images' folder as seen from the new meta file, or its full path if it was given as one."""
     real = os.path.realpath(root)
-    return real if root.is_absolute() else os.path.relpath(real, os.path.realpath(folder))
+    return real if absolute else os.path.relpath(real, os.path.realpath(folder))
 
 
 def _copy(part: AnnotationSource, kept: list[int], file: Any) -> None:

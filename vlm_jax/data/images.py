@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from vlm_jax.data.conversation import Reason
 from vlm_jax.errors import UserError
 
 MAX_MEGAPIXELS = 200.0
@@ -33,6 +34,26 @@ _PNG_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _open_lock = threading.Lock()
+
+
+class ImageError(UserError):
+    """An image that cannot be used.
+
+    Attributes:
+      reason: under which its record counts.
+    """
+
+    def __init__(self, message: str, reason: Reason = "image") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+class _RefusedError(ValueError):
+    """What is wrong with a file that nobody tried to decode."""
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.counted: Reason = reason
 
 
 def decode_image(data: bytes, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
@@ -90,14 +111,15 @@ def _reading(name: str) -> Iterator[None]:
         raise UserError(f"{name}: cannot read this image: not an image, or of an unknown format") from None
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: cannot read this image: {reason}") from None
+        counted = error.counted if isinstance(error, _RefusedError) else "image"
+        raise ImageError(f"{name}: cannot read this image: {reason}", counted) from None
 
 
 @contextmanager
 def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
     """Opens the file (header only) and checks its size against our limit."""
     if not data:
-        raise ValueError("the file is empty")
+        raise _RefusedError("the file is empty", "empty file")
     with _open_lock:  # Pillow's own limit is a global of the process; ours is an argument and may lie above it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -109,7 +131,8 @@ def _opened(data: bytes, max_megapixels: float) -> Iterator[Image.Image]:
         if width < 1 or height < 1:
             raise ValueError(f"it has no pixels ({width} x {height})")
         if width * height > max_megapixels * 1e6:
-            raise ValueError(f"{width} x {height} pixels are more than the limit of {max_megapixels:g} megapixels")
+            limit = f"the limit of {max_megapixels:g} megapixels"
+            raise _RefusedError(f"{width} x {height} pixels are more than {limit}", "bomb")
         yield image
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm_jax.data.augment import reencode
 from vlm_jax.data.conversation import Conversation, Reason, RecordError
-from vlm_jax.data.images import decode_image, image_size
+from vlm_jax.data.images import ImageError, decode_image, image_size
 from vlm_jax.data.templates import Span, Template, render
 from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify, share
 from vlm_jax.data.tokenizer import Border, Tokenizer
@@ -220,7 +220,8 @@ def _told(conversation: Conversation, reason: Reason) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise RecordError(conversation.name, reason, str(error)) from None
+        exact = error.reason if isinstance(error, ImageError) else reason
+        raise RecordError(conversation.name, exact, str(error)) from None
 
 
 class _Tokens(NamedTuple):

@@ -71,7 +71,7 @@ def render(
         tiles_of_all=int(index.sizes[:, 1].sum(dtype=np.int64)),
         tokens_of_all=int(index.sizes[:, 0].sum(dtype=np.int64)),
         packing=packing,
-        tasks=[(task, colours[task], int((index.task_ids == i).sum())) for i, task in enumerate(index.tasks)],
+        tasks=[(visible(task), colours[task], int((index.task_ids == i).sum())) for i, task in enumerate(index.tasks)],
         cards=cards,
         bars=bars,
         most_segments=most,

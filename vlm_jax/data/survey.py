@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm_jax.data.box_check import check_boxes
 from vlm_jax.data.conversation import Conversation, RecordError
-from vlm_jax.data.images import decode_image
+from vlm_jax.data.images import ImageError, decode_image
 from vlm_jax.data.index import BAD, Index
 from vlm_jax.data.prepare import Preparer, Size
 from vlm_jax.data.processes import in_order
@@ -93,7 +93,8 @@ def examine(source: Source, number: int, preparer: Preparer, *, deep: bool = Fal
         try:
             decode_image(data, f"image {image}")
         except UserError as error:
-            raise RecordError(conversation.name, getattr(error, "reason", "image"), str(error)) from None
+            reason = error.reason if isinstance(error, ImageError) else "image"
+            raise RecordError(conversation.name, reason, str(error)) from None
     return conversation, size
 
 
