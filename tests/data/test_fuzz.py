@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -21,13 +22,13 @@ from vlm_jax.data.conversation import Conversation, Reason, RecordError, Turn
 from vlm_jax.data.images import decode_image, image_size
 from vlm_jax.data.open import open_data
 from vlm_jax.data.root import Root
-from vlm_jax.data.sources import turns_from_json
+from vlm_jax.data.sources import PeekableSource, turns_from_json
 from vlm_jax.data.video import open_video
 from vlm_jax.errors import UserError
 
 # `deadline` is what a hang runs into; examples take milliseconds.
 fuzz = settings(
-    max_examples=80, deadline=20_000, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=20_000, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 _WORDS = [
@@ -52,28 +53,39 @@ _JSON = st.recursive(_LEAF, lambda i: st.lists(i, max_size=3) | st.dictionaries(
 
 def fields(**known):
     """Objects with some of these fields, mostly of the right kind."""
-    return st.fixed_dictionaries({}, optional={name: kind | _JSON for name, kind in known.items()})
+    some = st.fixed_dictionaries({}, optional={name: st.one_of([kind] * 4 + [_JSON]) for name, kind in known.items()})
+    return st.one_of([st.fixed_dictionaries(known)] * 3 + [some])
 
 
 _PART = fields(type=st.sampled_from(["text", "image", "video"]), text=st.text(max_size=5), index=st.integers(0, 2))
 _TEXT = st.sampled_from(["<image>\nWhat?", "That.", "<video>", "?"]) | st.text(max_size=5)
 _ROLE = st.sampled_from(["human", "gpt", "system", "user", "assistant"])
 _MESSAGE = fields(**{"from": _ROLE, "value": _TEXT, "role": _ROLE, "content": _TEXT | st.lists(_PART, max_size=3)})
-_TALK = st.lists(_MESSAGE, max_size=4) | st.just(turns("<image>\nWhat?", "That.")) | st.just(turns("Why?", "So."))
-_NAME = st.sampled_from(["a.png", "a.gif", "sub", "none.png", "../a.png"])
-_RECORD = fields(
-    conversations=_TALK,
-    messages=_TALK,
-    texts=st.lists(fields(user=_TEXT, assistant=_TEXT), max_size=3),
-    question=_TEXT,
-    answer=_TEXT,
-    answers=st.lists(_TEXT, max_size=3),
-    system=_TEXT,
-    image=_NAME,
-    images=st.lists(_NAME, max_size=3),
-    video=_NAME,
-    clip=fields(start=st.floats(0, 5), end=st.floats(0, 5)),
+_TALK = st.one_of(
+    st.lists(_MESSAGE, max_size=4),
+    *[
+        st.just(turns(text, "That.", system=system))
+        for text in ("<image>\nWhat?", "Why?", "<video>?")
+        for system in ("", "s")
+    ],
+    st.lists(_TEXT, min_size=2, max_size=4).map(lambda texts: turns(*texts)),
 )
+_NAME = st.sampled_from(["a.png", "a.gif", "sub", "none.png", "../a.png"])
+_PAIRS = st.lists(fields(user=_TEXT, assistant=_TEXT) | st.just({"user": "?", "assistant": "!"}), max_size=3)
+_LAYOUTS = st.one_of(
+    fields(conversations=_TALK),
+    fields(messages=_TALK),
+    fields(texts=_PAIRS),
+    fields(question=_TEXT, answer=_TEXT, answers=st.lists(_TEXT, max_size=3)),
+)
+_MEDIA = st.one_of(
+    st.sampled_from([{}, {"video": "a.gif"}, {"images": ["a.png", "a.png"]}]),
+    fields(image=_NAME),
+    fields(images=st.lists(_NAME, max_size=3)),
+    fields(video=_NAME, clip=fields(start=st.floats(0, 3), end=st.floats(2, 5))),
+    fields(video=_NAME, image=_NAME, conversations=_TALK, system=_TEXT),
+)
+_RECORD = st.builds(lambda one, other: {**one, **other}, _LAYOUTS, _MEDIA)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +99,8 @@ def root(tmp_path_factory):
 
 
 def examined(source, preparer):
-    """Every record is prepared or is a bad one, and measuring and loading agree."""
+    """Every record is prepared or is a bad one, and measuring and loading agree; returns the former."""
+    good = []
     for number in range(len(source)):
         try:
             conversation = source[number]
@@ -96,23 +109,34 @@ def examined(source, preparer):
             assert "\n" not in str(error)
             continue
         assert conversation.turns[-1].role == "assistant"
+        if isinstance(source, PeekableSource):
+            assert source.peek(number).turns == conversation.turns
+        good.append(conversation)
         try:
             example = preparer(conversation, draw=(number,))
         except RecordError as error:
-            assert error.reason in ("image", "turns", "too long", "marks", "empty file", "bomb")
+            assert error.reason in ("image", "too long", "empty file", "bomb")  # all else was looked at before
         else:
             assert preparer.measure(conversation)[:2] == (len(example.tokens), len(example.patches))
+    return good
 
 
-@fuzz
-@given(st.lists(_RECORD | _JSON, max_size=3), st.sampled_from([None, 1]))
-def test_records(root, tmp_path, preparer, records, indent):
-    lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
-    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
-    listed.write_text(json.dumps(records, indent=indent))
-    for path in (lines, listed):
-        examined(AnnotationSource("a", found := open_lines(path), len(found), root), preparer)
-        assert len(found) == len(records)
+def test_records(root, tmp_path, preparer):
+    seen = Counter()
+
+    @fuzz
+    @given(st.lists(st.one_of([_RECORD] * 9 + [_JSON]), max_size=3), st.sampled_from([None, 1]))
+    def check(records, indent):
+        lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
+        lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+        listed.write_text(json.dumps(records, indent=indent))
+        for path in (lines, listed):
+            good = examined(AnnotationSource("a", found := open_lines(path), len(found), root), preparer)
+            assert len(found) == len(records)
+            seen.update(min(len(conversation.images), 2) for conversation in good)
+
+    check()
+    assert set(seen) == {0, 1, 2}  # not all of it is nonsense
 
 
 _PIECES = [b"[", b"]", b"{", b"}", b'"', b"\\", b",", b"\n", b" ", b'{"conversations":[]}', b"\xef\xbb\xbf"]
