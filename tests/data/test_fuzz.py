@@ -62,7 +62,7 @@ _TEXT = st.sampled_from(["<image>\nWhat?", "That.", "<video>", "?"]) | st.text(m
 _ROLE = st.sampled_from(["human", "gpt", "system", "user", "assistant"])
 _MESSAGE = fields(**{"from": _ROLE, "value": _TEXT, "role": _ROLE, "content": _TEXT | st.lists(_PART, max_size=3)})
 _TALK = st.one_of(
-    st.lists(_MESSAGE, max_size=4),
+    st.lists(_MESSAGE | _LEAF, max_size=4),
     *[
         st.just(turns(text, "That.", system=system))
         for text in ("<image>\nWhat?", "Why?", "<video>?")
@@ -71,7 +71,7 @@ _TALK = st.one_of(
     st.lists(_TEXT, min_size=2, max_size=4).map(lambda texts: turns(*texts)),
 )
 _NAME = st.sampled_from(["a.png", "a.gif", "sub", "none.png", "../a.png"])
-_PAIRS = st.lists(fields(user=_TEXT, assistant=_TEXT) | st.just({"user": "?", "assistant": "!"}), max_size=3)
+_PAIRS = st.lists(fields(user=_TEXT, assistant=_TEXT) | _LEAF | st.just({"user": "?", "assistant": "!"}), max_size=3)
 _LAYOUTS = st.one_of(
     fields(conversations=_TALK),
     fields(messages=_TALK),
