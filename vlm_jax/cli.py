@@ -71,12 +71,17 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {plain(error)}\n")
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
     sys.exit(code or OK)
+
+
+def plain(text: object) -> str:
+    """Text on one line, without characters that a terminal obeys: it may come from data that nobody has looked at."""
+    return "".join(character if character.isprintable() else " " for character in " ".join(str(text).split()))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def write_bad_meta(folder: Path, scale: float = 0.3) -> tuple[Path, dict[int, st
         ("image", _record("cut.jpg")),  # seen only when it is decoded
         ("image", _record("page.jpg")),
         ("bomb", _record("bomb.png")),
-        ("outside", _record("../../secret.jpg")),
+        ("outside", _record("../../secret\x1b[31m.jpg")),
         ("outside", _record("link.jpg")),
         ("outside", _record(str(folder / "secret.jpg"))),
         ("type", _record(7)),

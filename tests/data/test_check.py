@@ -15,13 +15,14 @@ from tests.data.bad_records import write_bad_meta
 from tests.meta_fixture import PHOTOS, RECORDS, turns, write_lines, write_meta
 from vlm_jax.convert.workdirs import write_workdir
 from vlm_jax.data import check
-from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.box_check import check_boxes
+from vlm_jax.data.conversation import Conversation, RecordError, Turn
 from vlm_jax.data.expected import expected_packing
 from vlm_jax.data.index import BAD, load_index
 from vlm_jax.data.meta import open_meta
 from vlm_jax.data.mixture import MixtureConfig
 from vlm_jax.data.pipeline import Batches
-from vlm_jax.data.sources import MemorySource
+from vlm_jax.data.sources import MemorySource, place_of
 from vlm_jax.data.survey import survey
 from vlm_jax.data.tiling import ClosestAspect, count_tiles
 from vlm_jax.errors import UserError
@@ -368,6 +369,7 @@ def test_as_a_command(bad, tmp_path):
     assert "records are bad" in last
     assert "Traceback" not in done.stderr
     assert "captions" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
     assert len(quarantined(tmp_path / "quarantine.jsonl")) == len(reasons) - 1
 
 
@@ -430,6 +432,17 @@ def damages(draw, healthy):
     return files
 
 
+def usable(source, number, preparer):
+    """Whether a run could train on the record."""
+    try:
+        conversation = source[number]
+        preparer(conversation)
+        check_boxes(conversation)
+    except RecordError:
+        return False
+    return True
+
+
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_nothing_is_lost_uncounted(healthy, tmp_path_factory, preparer, data):
@@ -461,5 +474,12 @@ def test_nothing_is_lost_uncounted(healthy, tmp_path_factory, preparer, data):
     assert {name: int(table[name][1].replace(",", "")) for name in lines} == lines
     bad = {name: int(table[name][2]) for name in lines}
     listed = quarantined(folder / "q.jsonl") if (folder / "q.jsonl").exists() else []
+    source, preparer = open_meta(folder / "meta.json"), survey_preparer(folder / "meta.json")
+    assert {(row["source"], row["line"]) for row in listed} == {
+        (file, int(line))
+        for number in range(len(source))
+        for file, _, line in [place_of(source, number).rpartition(":")]
+        if not usable(source, number, preparer)
+    }
     by_file = Counter(os.path.basename(row["source"]).removesuffix(".jsonl") for row in listed)
     assert bad == {name: by_file[name] for name in lines}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlm_jax.cli import plain
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.expected import Packing
 from vlm_jax.data.survey import Survey
@@ -110,11 +110,6 @@ class Report:
                 self.say(str(error)[:_LONGEST], 4)
             if len(errors) > EXAMPLES:
                 self.say(f"and {len(errors) - EXAMPLES:,} more", 4)
-
-
-def plain(text: Any) -> str:
-    """Text on one line without characters that a terminal obeys."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def _percent(share: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.open import open_data
+from vlm_jax.data.open import KINDS, open_data
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import PeekableSource, Source
 from vlm_jax.data.templates import TEMPLATES, Template
@@ -50,7 +50,9 @@ class Prepared(NamedTuple):
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `prepare` reads."""
     data = parser.add_argument_group("data and model")
-    data.add_argument("--data", required=True, metavar="PATH", help="the data: a meta file (see docs/data.md)")
+    data.add_argument("--data", required=True, metavar="PATH", help=f"the data: {KINDS}")
+    data.add_argument("--split", default="train", help="of data that has several (default: %(default)s)")
+    data.add_argument("--root", metavar="DIR", help="of a file of records: the pictures' folder (default: the file's)")
     data.add_argument("--model", metavar="DIR", help="workdir or model folder: its tokenizer, template and tiles count")
     data.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer, in place of --model")
     data.add_argument(
@@ -75,7 +77,7 @@ def prepare(flags: Any) -> Prepared:
     if flags.model and (flags.tokenizer or flags.tile_size):
         wrong = "--tokenizer" if flags.tokenizer else "--tile-size"
         raise UserError(f"{wrong} cannot stand beside --model, which brings its own")
-    source = open_source(flags.data)
+    source = open_data(flags.data, split=flags.split, root=flags.root)
     if not len(source):
         raise UserError(f"{source.name}: the data set is empty")
     if flags.model:
@@ -97,16 +99,6 @@ def prepare(flags: Any) -> Prepared:
     # Four patches become one token, by halves of the grid's sides (`tokens_per_tile` of the connector).
     tokens_per_tile = (size // PATCH // 2) ** 2
     return Prepared(source, Preparer(tokenizer, template, layout, PATCH, tokens_per_tile, CONTEXT), lengths)
-
-
-def open_source(path: str) -> Source:
-    """The data that `--data` names.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    # An index is not kept in the current folder; a file in a folder that is not ours is measured again next time.
-    return open_data(path)
 
 
 def _for_model(flags: Any, source: Source) -> Prepared:
