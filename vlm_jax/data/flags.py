@@ -18,6 +18,7 @@ from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.open import KINDS, open_data
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import PeekableSource, Source
+from vlm_jax.data.survey import single
 from vlm_jax.data.templates import TEMPLATES, Template
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.data.tokenizer import Tokenizer
@@ -112,11 +113,10 @@ def _for_model(flags: Any, source: Source) -> Prepared:
 
 
 def _texts(source: Source, template: Template) -> Iterator[str]:
-    step = max(1, len(source) // TRAINING_RECORDS)
-    read = source.peek if isinstance(source, PeekableSource) else source.__getitem__
-    for number in range(0, len(source), step):
+    for place in range(0, len(source), max(1, len(source) // TRAINING_RECORDS)):
+        part, number = single(source, place)
         try:
-            conversation = read(number)
+            conversation = part.peek(number) if isinstance(part, PeekableSource) else part[number]
         except RecordError:  # it is counted later
             continue
         if conversation.turns[0].role != "system":
