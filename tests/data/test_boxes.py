@@ -55,7 +55,8 @@ def test_formats():
 
 def test_what_is_written_is_read():
     boxes = [(64, 48, 320, 240), (1, 2, 639, 479)]
-    text = f"Both: {format_reference('a')}{format_boxes(boxes, SIZE)}; {format_reference('b')} {format_points([boxes[0][:2]], SIZE)}"
+    first, second = (format_reference(name) for name in "ab")
+    text = f"Both: {first}{format_boxes(boxes, SIZE)}; {second} {format_points([boxes[0][:2]], SIZE)}"
     assert parse_references(text) == [
         ("a", [Box(100, 100, 500, 500), Box(2, 4, 998, 998)]),
         ("b", [Point(100, 100)]),
@@ -82,18 +83,14 @@ def test_what_is_written_is_read():
     ],
 )
 def test_problems(numbers, problem):
-    assert (
-        problem_of(numbers).startswith(problem)
-        if problem != "corners in the wrong order"
-        else problem in problem_of(numbers)
-    )
+    assert problem in problem_of(numbers)
     assert bool(problem_of(numbers)) == bool(problem)
 
 
 def test_the_check_of_records_knows_points_and_swapped_corners():
     for text in ("<point>[[10, 1001]]</point>", "<box>[[50, 50, 40, 60]]</box>"):
         conversation = Conversation((Turn("user", "?"), Turn("assistant", text)), place="a:1")
-        with pytest.raises(RecordError, match="a:1: conversations.1..value: <") as caught:
+        with pytest.raises(RecordError, match=r"a:1: conversations.1..value: <") as caught:
             check_boxes(conversation)
         assert caught.value.reason == "box"
     check_boxes(Conversation((Turn("user", "?"), Turn("assistant", "<point>[[10, 1000]]</point>"))))

@@ -190,7 +190,9 @@ def test_mistakes_in_later_stages_show_before_training(small, splits, tokenizer,
 
     data = small.stages[1].data
     refused(r"stages 'tune': trainable: no parameter matches visoin/\*\*", trainable=("visoin/**", "decoder/**"))
-    refused(r"stages\[1\]\.data: record r.* does not fit a row", data=dataclasses.replace(data, tokens=40))
+    refused(
+        r"stages\[1\]\.data: 2 of 40 records .*memory:16: does not fit a row", data=dataclasses.replace(data, tokens=40)
+    )
     refused(r"stages\[1\]\.data: .*no task b", data=dataclasses.replace(data, weights={"b": 1.0}))
     refused(r"stages\[1\]\.data\.rows: 6 rows", devices=4, data=dataclasses.replace(data, rows=6))
     assert not list(tmp_path.glob("*/metrics.jsonl"))

@@ -17,7 +17,7 @@ from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.data.index import load_index
 from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.quarantine import Quarantine
+from vlm_jax.data.quarantine import Quarantine, remove
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.globs import flatten, unflatten
@@ -78,10 +78,10 @@ def train(
       UserError: a checkpoint is damaged, the disk is full, or the data does not fit the config.
     """
     checkpoints = Checkpoints(workdir.checkpoints, recipe.runtime.keep_checkpoints)
-    quarantine = open_quarantine(recipe, workdir, splits)
     progress = Progress()
     params = jax.eval_shape(lambda: initial_params(recipe))
     number = checkpoints.latest()
+    quarantine = open_quarantine(recipe, workdir, splits, fresh=number is None)
     if number is None:
         params = _fresh_params(recipe, mesh, start or {})
     else:
@@ -120,10 +120,15 @@ def _fresh_params(recipe: Recipe, mesh: Mesh, start: dict[str, Any]) -> dict[str
     return {**drawn, **{part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}}
 
 
-def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits) -> Quarantine:
-    """The list of bad records of the run; a host that is not the first keeps one of its own, as one writes a file."""
+def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits, fresh: bool) -> Quarantine:
+    """The list of bad records of the run, empty for a fresh one.
+
+    A host that is not the first keeps one of its own, as only one may write a file.
+    """
     number = jax.process_index()
     path = workdir.quarantine.with_suffix(f".{number}.jsonl") if number else workdir.quarantine
+    if fresh:
+        remove(path)  # of an attempt that was refused
     return Quarantine(path, len(splits.train), recipe.max_bad, source=splits.train.name, setting="config.max_bad")
 
 
@@ -145,7 +150,10 @@ def check_stages(
             )
         Trainer(stage, recipe.models, mesh, params)
         numbered = stage_batches(recipe, i, splits, tokenizer)
-        quarantine.add(numbered.bad)
+        try:
+            quarantine.add(numbered.bad)
+        except UserError as error:
+            raise UserError(f"config.stages[{i}].data: {error}") from None
         data, shape = stage.data, numbered.shape
         if None in (data.tokens, data.tiles):
             say(
