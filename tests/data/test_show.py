@@ -249,7 +249,7 @@ def test_as_a_command(meta, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path}\n"
     page = Page(path.read_text("utf-8"))
     assert len(page.of(tag="article")) == 3
-    assert "by square" in page.text
+    assert "weights by square" in page.text
     assert "trained on this very data" in page.text
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
