@@ -240,6 +240,37 @@ def test_fix_writes_a_clean_copy(bad, run, tmp_path):
     assert held == wanted
 
 
+def test_fix_of_a_json_list(tmp_path, run):
+    """Every element becomes a line, whatever white space was in it."""
+    write_meta(tmp_path / "data", 0.2)
+    lines = (tmp_path / "data/captions.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    records[1]["conversations"][1]["value"] = "Two\nlines\r\n."
+    records[2]["image"] = "nowhere.jpg"
+    (tmp_path / "data/list.json").write_text(json.dumps(records, indent=2).replace("\n", "\r\n"))
+    root = tmp_path / "data/images/photos"
+    flags = ("--data", tmp_path / "data/list.json", "--root", root, *small("")[2:])
+    code, _ = run(*flags, "--max-bad", 0.2, "--fix", tmp_path / "clean.json")
+    assert code == 0
+    fixed = (tmp_path / "clean-list.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in fixed] == records[:2] + records[3:]
+    assert run(*small(tmp_path / "clean.json"))[0] == 0
+
+
+def test_fix_of_what_cannot_be_copied_line_by_line(tmp_path, run):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.Table.from_pylist([{"question": "Why?", "answer": "So."}, {"question": "Why?", "answer": ""}]),
+        tmp_path / "a.parquet",
+    )
+    code, said = run(*small(tmp_path / "a.parquet"), "--fix", tmp_path / "clean.json")
+    assert "only annotation files" in code
+    assert said == ""  # told before the work, not after it
+    code, said = run(*small(tmp_path / "a.parquet"), "--max-bad", 0.5)
+    assert code == 0
+    assert quarantined(tmp_path / "quarantine.jsonl")[0]["line"] == 2
+
+
 @pytest.mark.parametrize("target", ["meta.json", "clean.json", "captions.jsonl", "nowhere/clean.json"])
 def test_fix_never_writes_over_anything(tmp_path_factory, run, target):
     folder = tmp_path_factory.mktemp("fix")
@@ -284,6 +315,23 @@ def test_the_survey_finds_what_the_index_finds(bad, preparer):
     assert {n: str(e) for n, e in parallel.index.bad.items()} == {n: str(e) for n, e in found.index.bad.items()}
     pairs = [i for i in range(len(source)) if found.groups[found.group_ids[i]] == "pairs"]
     assert found.images[pairs].tolist() == [2, 3] * (RECORDS // 2)
+
+
+def test_headers_are_enough(tmp_path, preparer, monkeypatch):
+    """Of a large picture only the beginning is read, unless it is to be decoded."""
+    meta = write_meta(tmp_path, 0.2)
+    photo = tmp_path / "images/photos/coffee.jpg"
+    photo.write_bytes(photo.read_bytes() + bytes(1 << 20))
+    source = open_meta(meta)
+    read = Counter()
+    opened = type(source.parts[0])._read
+    monkeypatch.setattr(
+        type(source.parts[0]), "_read", lambda *a, header=False: (read.update([header]), opened(*a, header=header))[1]
+    )
+    survey(source, preparer)
+    assert read == {True: len(source)}
+    survey(source, preparer, deep=True, workers=0)
+    assert read == {True: len(source), False: len(source)}
 
 
 def test_the_expected_packing_is_a_runs(bad, preparer):

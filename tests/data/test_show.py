@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.bad_records import write_bad_meta
+from tests.data.test_sentencepiece_files import MODELS, internlm2, phi3, train
 from tests.meta_fixture import turns, write_lines, write_meta
 from vlm_jax.data import show
 from vlm_jax.data.conversation import Conversation, Turn
@@ -20,7 +21,9 @@ from vlm_jax.data.pieces import pieces_of, visible
 from vlm_jax.data.show_page import choose, render
 from vlm_jax.data.sources import MemorySource
 from vlm_jax.data.survey import survey
+from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import cut_tiles
+from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 
 EVIL = '<script>alert("1")</script>" onload="x <b>&amp;</b> \u202e'
@@ -114,6 +117,21 @@ def test_pieces_are_the_tokens(conversations, preparer):
         text = "".join(piece.text for piece in pieces if piece.kind != "image")
         whole = preparer.tokenizer.decode(example.tokens[example.visual < 0].tolist(), skip_special=False)
         assert text == whole
+
+
+@pytest.mark.parametrize(("layout", "template"), [(internlm2, "internlm2-chat"), (phi3, "phi3")])
+def test_pieces_of_sentencepiece_keep_their_spaces(layout, template, tmp_path, preparer):
+    folder, *_ = layout(tmp_path, lambda name: train(**MODELS[name]))
+    preparer = dataclasses.replace(
+        preparer, tokenizer=Tokenizer.load(folder), template=TEMPLATES[template], max_tokens=4000
+    )
+    asked, answer = "is 128  the 猫 dog?\n the 🦓", "the  total dog 上海 x"
+    record = Conversation((Turn("system", "a  dog"), Turn("user", asked), Turn("assistant", answer)))
+    pieces = pieces_of(preparer(record), preparer.tokenizer)
+    assert "".join(piece.text for piece in pieces if piece.weight and piece.kind == "text") == answer
+    said = "".join(piece.text for piece in pieces)
+    assert f"{asked}{preparer.template.stop}" in said
+    assert "猫" in [piece.text.strip() for piece in pieces]
 
 
 def test_pictures_and_tiles_are_what_the_model_gets(preparer):
@@ -231,7 +249,7 @@ def test_as_a_command(meta, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path}\n"
     page = Page(path.read_text("utf-8"))
     assert len(page.of(tag="article")) == 3
-    assert "by square" in page.text
+    assert "weights by square" in page.text
     assert "trained on this very data" in page.text
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):

@@ -42,9 +42,11 @@ def main(argv: Sequence[str]) -> int:
     shared.folder_for(flags.quarantine, "--quarantine")
     if flags.fix is not None:
         clean_copy.check_target(flags.fix, flags.data)
-    remove(flags.quarantine)
     prepared = shared.prepare(flags)
     source = prepared.source
+    if flags.fix is not None:
+        clean_copy.check_source(source)
+    remove(flags.quarantine)
     with cli.progress(f"Checking {source.name}", len(source)) as advance:
         found = survey(source, prepared.preparer, deep=flags.deep, workers=flags.workers, advance=advance)
     packing, index = expected_packing(source, found.index, prepared.preparer.max_tokens, flags.tokens, flags.tiles)

@@ -39,6 +39,20 @@ def check_target(target: Path, data: str) -> None:
         raise UserError(f"--fix: {target}: its folder does not exist")
 
 
+def check_source(source: Source) -> None:
+    """Refuses what cannot be copied line by line.
+
+    Raises:
+      UserError: a part of the source is no annotation file.
+    """
+    others = [part.name for part in parts_of(source) if not isinstance(part, AnnotationSource)]
+    if others:
+        raise UserError(
+            f"--fix: {others[0]}: only annotation files (.jsonl, .json) can be copied without their bad records; "
+            "a run leaves the bad records out by itself"
+        )
+
+
 def write(source: Source, bad: Collection[int], target: Path, data: str) -> Iterator[str]:
     """Writes the copy, all of it or nothing; the meta file appears last.
 
@@ -57,20 +71,14 @@ def write(source: Source, bad: Collection[int], target: Path, data: str) -> Iter
     Raises:
       UserError: the source is stored in another way, no record is good, a file exists already or cannot be written.
     """
-    parts = parts_of(source)
-    others = [part.name for part in parts if not isinstance(part, AnnotationSource)]
-    if others:
-        raise UserError(
-            f"--fix: {others[0]}: only annotation files (.jsonl, .json) can be copied without their bad records; "
-            "a run leaves the bad records out by itself"
-        )
+    check_source(source)
     weights = source.weights if isinstance(source, ManySources) else {}
     roots = {name: entry.root for name, entry in read_meta(data).items()} if isinstance(source, ManySources) else {}
     entries: dict[str, Any] = {}
     said: list[str] = []
     with _new_files(target) as new_file:
         first = 0
-        for part in parts:
+        for part in parts_of(source):
             kept = [number for number in range(len(part)) if first + number not in bad]
             first += len(part)
             if not kept:

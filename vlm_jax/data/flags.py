@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.open import KINDS, open_data
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import PeekableSource, Source
-from vlm_jax.data.templates import TEMPLATES, Template
+from vlm_jax.data.survey import single
+from vlm_jax.data.templates import TEMPLATES, Template, render
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -112,16 +112,15 @@ def _for_model(flags: Any, source: Source) -> Prepared:
 
 
 def _texts(source: Source, template: Template) -> Iterator[str]:
-    step = max(1, len(source) // TRAINING_RECORDS)
-    read = source.peek if isinstance(source, PeekableSource) else source.__getitem__
-    for number in range(0, len(source), step):
+    """Text as the model will see it, of records evenly spread over the data."""
+    for place in range(0, len(source), max(1, len(source) // TRAINING_RECORDS)):
+        part, number = single(source, place)
         try:
-            conversation = read(number)
-        except RecordError:  # it is counted later
+            conversation = part.peek(number) if isinstance(part, PeekableSource) else part[number]
+            spans = render(conversation.turns, template, [1] * len(conversation.images), 1)
+        except UserError:  # a bad record, which is counted later
             continue
-        if conversation.turns[0].role != "system":
-            yield template.system
-        yield from (turn.text for turn in conversation.turns)
+        yield from (span.text for span in spans if span.image is None)
 
 
 def positive(text: str) -> int:

@@ -40,7 +40,7 @@ def pieces_of(example: Example, tokenizer: Tokenizer) -> list[Piece]:
     """All tokens of an example in order."""
     ids, found, behind = example.tokens.tolist(), [], []
     visual = (example.visual >= 0).tolist()
-    is_control = functools.cache(lambda token: not tokenizer.decode([token]))
+    is_control = functools.cache(functools.partial(_is_control, tokenizer))
     marks = list(zip(visual, example.loss_weights.tolist(), example.branches.tolist(), strict=True))
     start = 0
     while start < len(ids):
@@ -62,6 +62,11 @@ def pieces_of(example: Example, tokenizer: Tokenizer) -> list[Piece]:
         found.append(Piece(text, kind, own, stop - start, weight, int(example.positions[start]), branch))
         start = stop
     return found
+
+
+def _is_control(tokenizer: Tokenizer, token: int) -> bool:
+    # A lone space says nothing either way: SentencePiece drops it at the beginning of a text.
+    return not tokenizer.decode([token]) and bool(tokenizer.decode([token], skip_special=False))
 
 
 def _goes_on(marks: Sequence[tuple], start: int, stop: int) -> bool:

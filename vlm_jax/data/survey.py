@@ -78,6 +78,7 @@ def examine(source: Source, number: int, preparer: Preparer, *, deep: bool = Fal
     Raises:
       RecordError: it cannot be used.
     """
+    source, number = single(source, number)
     if not deep and isinstance(source, PeekableSource):
         try:
             conversation = source.peek(number)
@@ -132,6 +133,13 @@ def survey(
     names = [task if number not in bad else "" for number, task in enumerate(found)]
     groups, group_ids = _grouped(list(_group_names(source, names)))
     return Survey(index, sizes[:, 3].copy(), groups, group_ids)
+
+
+def single(source: Source, number: int) -> tuple[Source, int]:
+    """The single source that holds a record, which can often be looked at quickly, and the record's number there."""
+    while isinstance(source, ManySources):
+        source, number = source.part(number)
+    return source, number
 
 
 def parts_of(source: Source) -> list[Source]:
