@@ -120,6 +120,18 @@ def test_draft_keeps_the_grid_and_comes_near():
     np.testing.assert_array_equal(image_patches(png, "x", LAYOUT, 14), image_patches(png, "x", draft, 14))
 
 
+def test_draft_does_not_change_the_grid():
+    """Half of this picture, rounded up, has another shape than the whole."""
+    width, height = 60, 205
+    half = (-(-width // 2), -(-height // 2))
+    assert choose_grid(*half, LAYOUT) != choose_grid(width, height, LAYOUT)
+    data = encode(Image.fromarray(noise(width, height)), "JPEG", quality=95)
+    exact = image_patches(data, "x", LAYOUT, 14)
+    near = image_patches(data, "x", dataclasses.replace(LAYOUT, draft=True), 14)
+    assert exact.shape == near.shape
+    assert 0 < np.abs(exact.astype(int) - near).mean() < 16
+
+
 def test_draft_is_asked_for_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -167,3 +179,9 @@ def test_bad_pictures_are_one_record_error(preparer):
         with pytest.raises(RecordError, match=r"^record x: image 0: cannot read this image: .*" + said) as caught:
             use(conversation)
         assert (caught.value.reason, "\n" in str(caught.value)) == ("image", False)
+        if use is small:
+            with pytest.raises(RecordError, match=said):
+                use.measure(conversation)
+    for layout in (LAYOUT, dataclasses.replace(LAYOUT, draft=True)):
+        with pytest.raises(UserError, match=r"limit of 0\.005 megapixels"):
+            image_patches(good, "x", layout, 14, max_megapixels=0.005)
