@@ -57,9 +57,9 @@ def _parser() -> cli.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="training workdir, or HF folder of a converted model")
     add("--benchmark", required=True, metavar="NAME", help="which benchmark (see the list below)")
-    add("--data", required=True, metavar="PATH", help="prepared TFDS directory that holds the questions")
+    add("--data", required=True, metavar="PATH", help="the questions: a data set of any kind (docs/data.md)")
     add("--out", required=True, metavar="FILE.json", help="where to write the scores and the predictions")
-    add("--split", default="test", help="split of the data to ask (default: %(default)s)")
+    add("--split", default="test", help="which, of a folder with several (default: %(default)s)")
     add(
         "--reference_split",
         default="validation",
@@ -82,22 +82,21 @@ def _check(args: Any) -> None:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag}: must be at least 1, got {value}")
-    for flag in ("model", "data"):
-        if not Path(getattr(args, flag)).is_dir():
-            raise UserError(f"--{flag}: {getattr(args, flag)}: no such folder")
+    if not Path(args.model).is_dir():
+        raise UserError(f"--model: {args.model}: no such folder")
     if not Path(args.out).absolute().parent.is_dir():
         raise UserError(f"--out: {args.out}: its folder does not exist")
 
 
 def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
     import vlm_jax
-    from vlm_jax.data.sources import TFDSSource
+    from vlm_jax.data.open import open_data
     from vlm_jax.evaluation import benchmarks, runner
 
-    benchmark = benchmarks.reader(args.benchmark)(TFDSSource(args.data, args.split))
+    benchmark = benchmarks.reader(args.benchmark)(open_data(args.data, split=args.split))
     if args.limit is not None:
         benchmark = benchmark.limited(args.limit)
-    reference = TFDSSource(args.data, args.reference_split)
+    reference = open_data(args.data, split=args.reference_split) if Path(args.data).is_dir() else None
     model = vlm_jax.load(args.model)
     total = len(benchmark.questions) * (1 if args.no_blank else 2)
     with cli.progress(f"asking {benchmark.name}", total) as advance:

@@ -24,7 +24,7 @@ from vlm_jax.convert.folders import Opened, token_ids, why_not, write_folder
 from vlm_jax.data.templates import render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation.benchmarks import Benchmark, pocket
+from vlm_jax.evaluation.benchmarks import Benchmark, questions
 from vlm_jax.evaluation.report import write_report
 from vlm_jax.evaluation.runner import EvaluationResult, evaluate
 from vlm_jax.files import is_full_disk
@@ -135,7 +135,7 @@ def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark | None:
     split = getattr(splits, recipe.evaluation.split)
     if split is None:
         return None
-    benchmark = pocket(split)
+    benchmark = questions(split)
     return benchmark.limited(recipe.evaluation.limit) if recipe.evaluation.limit else benchmark
 
 

@@ -200,7 +200,7 @@ def test_the_command(meta, tmp_path):
     row = json.loads((tmp_path / "quarantine.jsonl").read_text())
     assert (row["source"], row["line"], row["reason"]) == (f"{tmp_path}/more.jsonl", 1, "empty answer")
     with pytest.raises(UserError, match=r"records are bad .*, but only 0 % may be"):
-        build.main([*arguments, "--overwrite", "--max-bad-share=0", f"--quarantine={tmp_path / 'q.jsonl'}"])
+        build.main([*arguments, "--overwrite", "--max-bad=0", f"--quarantine={tmp_path / 'q.jsonl'}"])
     assert len(TFDSSource(out, "test")) == 119  # the old one stays
 
 

@@ -23,8 +23,8 @@ from vlm_jax.errors import UserError
 def main(arguments: list[str]) -> None:
     """Writes the data set."""
     flags = _parser().parse_args(arguments)
-    if not 0 <= flags.max_bad_share <= 1:
-        raise UserError(f"--max-bad-share: must lie in 0..1, got {flags.max_bad_share:g}")
+    if not 0 <= flags.max_bad <= 1:
+        raise UserError(f"--max-bad: must lie in 0..1, got {flags.max_bad:g}")
     from vlm_jax.data.open import open_data
     from vlm_jax.data.shards import data_set_name, write_shards
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     total = sum(len(source) for source in splits.values())
     listed = flags.quarantine or Path("quarantine.jsonl")
     remove(listed)
-    quarantine = Quarantine(listed, total, flags.max_bad_share, source=str(flags.data), setting="--max-bad-share")
+    quarantine = Quarantine(listed, total, flags.max_bad, source=str(flags.data), setting="--max-bad")
     with cli.progress("Reading", total) as advance:
         built = write_shards(
             splits,
@@ -66,7 +66,7 @@ def _parser() -> cli.ArgumentParser:
         "--quarantine", type=Path, metavar="FILE", help="list of bad records (default: quarantine.jsonl here)"
     )
     parser.add_argument(
-        "--max-bad-share",
+        "--max-bad",
         type=float,
         default=LIMIT,
         metavar="X",

@@ -88,19 +88,45 @@ def pocket(source: Records) -> Benchmark:
       UserError: naming the conversation whose task has no metric, whose id occurs twice, or whose gold box cannot be
         read; or that there is no question at all.
     """
-    questions, left_out = [], 0
+    benchmark = _read(source, "pocket", TASK_METRICS)
+    unknown = next((question for question in benchmark.questions if question.task not in TASK_METRICS), None)
+    if unknown is not None:
+        known = ", ".join(TASK_METRICS)
+        name = f"benchmark pocket: conversation '{unknown.id}'"
+        raise UserError(f"{name}: task '{unknown.task}' has no metric; known tasks: {known}")
+    return benchmark
+
+
+def questions(source: Records) -> Benchmark:
+    """Questions of your own: equal answers count; boxes from IoU 0.5 on, where all answers of a task have one.
+
+    What is a question, and what is left out, is as in `pocket`; its tasks are scored as there.
+
+    Raises:
+      UserError: as `pocket`, but for tasks.
+    """
+    benchmark = _read(source, "questions", {})
+    boxes = dict.fromkeys((question.task for question in benchmark.questions), True)
+    for question in benchmark.questions:
+        boxes[question.task] &= bool(parse_boxes(question.answers[0]))
+    metrics = {t: TASK_METRICS.get(t, "box_iou_accuracy" if boxes[t] else "exact_match") for t in boxes}
+    return dataclasses.replace(benchmark, metric_by_task=metrics)
+
+
+def _read(source: Records, name: str, metrics: Mapping[str, str]) -> Benchmark:
+    found, left_out = [], 0
     ids: set[str] = set()
     for conversation in records(source):
         question = single_question(conversation)
         if question is None:
             left_out += 1
             continue
-        _check(question, ids)
-        questions.append(question)
-    if not questions:
-        raise UserError(f"benchmark pocket: no question among {left_out} conversations of the data")
-    tasks = {question.task for question in questions}
-    return Benchmark("pocket", {t: m for t, m in TASK_METRICS.items() if t in tasks}, tuple(questions), left_out)
+        _check(question, ids, name, metrics.get(question.task))
+        found.append(question)
+    if not found:
+        raise UserError(f"benchmark {name}: no question among {left_out} conversations of the data")
+    tasks = {question.task for question in found}
+    return Benchmark(name, {t: m for t, m in metrics.items() if t in tasks}, tuple(found), left_out)
 
 
 def records(source: Records) -> Iterator[Conversation]:
@@ -117,18 +143,16 @@ def single_question(conversation: Conversation) -> Question | None:
     return Question(conversation.id, conversation.task, asked, (turns[-1].text,))
 
 
-def _check(question: Question, ids: set[str]) -> None:
-    name = f"benchmark pocket: conversation '{question.id}'"
-    if question.task not in TASK_METRICS:
-        raise UserError(f"{name}: task '{question.task}' has no metric; known tasks: {', '.join(TASK_METRICS)}")
+def _check(question: Question, ids: set[str], benchmark: str, metric: str | None) -> None:
+    name = f"benchmark {benchmark}: conversation '{question.id}'"
     if question.id in ids:
         raise UserError(f"{name}: this id occurs twice")
-    if TASK_METRICS[question.task] == "box_iou_accuracy" and not parse_boxes(question.answers[0]):
+    if metric == "box_iou_accuracy" and not parse_boxes(question.answers[0]):
         raise UserError(f"{name}: no box [x1, y1, x2, y2] in the gold answer {question.answers[0]!r}")
     ids.add(question.id)
 
 
-BENCHMARKS: dict[str, Callable[[Records], Benchmark]] = {"pocket": pocket}
+BENCHMARKS: dict[str, Callable[[Records], Benchmark]] = {"pocket": pocket, "questions": questions}
 """Name -> reader. The first line of a reader's docstring is its description in `--help`."""
 
 
