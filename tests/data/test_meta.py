@@ -236,7 +236,7 @@ GOOD = {"image": "a.jpg", "conversations": turns("<image>\nWhat?", "That.")}
         ({**GOOD, "image": "link.jpg"}, "outside", "image: link.jpg lies outside"),
         ({**GOOD, "image": "away/out.jpg"}, "outside", "image: away/out.jpg lies outside"),
         ({**GOOD, "image": "s3://bucket/a.jpg"}, "outside", "image: s3://bucket/a.jpg is an address"),
-        ({**GOOD, "image": "empty.jpg"}, "image", "image 0: cannot read this image: the file is empty"),
+        ({**GOOD, "image": "empty.jpg"}, "empty file", "image 0: cannot read this image: the file is empty"),
         ({**GOOD, "image": "text.jpg"}, "image", "image 0: cannot read this image: not an image"),
     ],
 )
