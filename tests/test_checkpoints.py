@@ -83,6 +83,14 @@ def test_any_flipped_byte_is_found(saved):
     saved.verify(10)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"meta.json": "0"}'])
+def test_a_damaged_manifest_is_one_line(saved, content):
+    (saved.folder / "00000020" / "manifest.json").write_text(content)
+    for read in (lambda: saved.verify(20), lambda: read_params(saved.folder)):
+        with pytest.raises(UserError, match=r"00000020/manifest\.json"):
+            read()
+
+
 def test_a_checkpoint_without_manifest_does_not_exist(saved):
     (saved.folder / "00000020" / "manifest.json").unlink()
     assert saved.latest() == 10

@@ -15,12 +15,14 @@ from vlm_jax import globs
 from vlm_jax.checkpoints import read_params
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.folders import read_folder, write_folder
-from vlm_jax.convert.workdirs import open_model
+from vlm_jax.convert.workdirs import open_model, write_workdir
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.main import parse
+from vlm_jax.models.vlm import init_params
 from vlm_jax.run import run
 from vlm_jax.start import open_start
+from vlm_jax.system import System
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
 
@@ -117,6 +119,32 @@ def test_another_start_brings_its_tokenizer(folder, meta, tmp_path, monkeypatch)
         with pytest.raises(UserError, match="stopped"):
             run(recipe("1b,align", start, meta, *steps), tmp_path / "run")
     assert seen == [(tiny.tokenizer().to_json(),) * 2, (words.to_json(),) * 2]
+
+
+def test_a_tower_that_transformers_lacks(meta, tmp_path, capsys):
+    """No export, which is said before the training, and all else as ever."""
+    vision = {"type": "vision_transformer", **tiny.system_fields()["model"]["vision"]}
+    vision |= {"class_token": False, "layer_scale": None, "final_norm": True, "activation": "gelu_tanh"}
+    fields = tiny.system_fields()
+    system = build(System, {**fields, "model": {**fields["model"], "vision": vision}})
+    write_workdir(tmp_path / "start", init_params(system.model, jax.random.key(0)), system, tiny.tokenizer())
+    steps = ("--config.stages[0].steps=1", "--config.stages[0].optimizer.warmup_steps=1")
+    assert run(recipe("1b,align", tmp_path / "start", meta, *steps), tmp_path / "run")["stages"]["align"]["steps"] == 1
+    said = capsys.readouterr()
+    said = said.out + said.err
+    assert said.index("no export/ will be written") < said.index("stage align")
+    assert not (tmp_path / "run/export").exists()
+    assert open_model(tmp_path / "run").system == system
+
+
+def test_a_tokenizer_without_the_token_that_ends_a_turn(meta, tmp_path):
+    """Is found before the training, not after it."""
+    content = json.loads(tiny.tokenizer().to_json())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<|im_end|>"]
+    write_workdir(tmp_path / "start", tiny.params(), tiny.system(), Tokenizer._from_json(json.dumps(content), {}))
+    with pytest.raises(UserError, match=r"no token '<\|im_end\|>'"):
+        run(recipe("1b,align", tmp_path / "start", meta), tmp_path / "run")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_recipe_with_another_system_is_refused(folder, meta, tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vlm_jax.errors import UserError
-from vlm_jax.files import is_full_disk, write_atomically
+from vlm_jax.files import is_full_disk, read_json, write_atomically
 
 MANIFEST = "manifest.json"
 META = "meta.json"
@@ -231,7 +231,12 @@ def write_params(folder: Path, number: int, params: Mapping[str, Any]) -> None:
 
 def verify(path: Path) -> None:
     """Compares every file of the checkpoint at `path` with its digest (see `Checkpoints.verify`)."""
-    for name, digest in json.loads((path / MANIFEST).read_text()).items():
+    digests = read_json(path / MANIFEST)
+    if META not in digests or not any(name.startswith("params/") for name in digests):  # a copy that was cut off, say
+        raise UserError(
+            f"{path / MANIFEST} is damaged; delete the folder {path} to continue from the checkpoint before it"
+        )
+    for name, digest in digests.items():
         file = path / name
         if not file.is_file() or _digest(file) != digest:
             state = "is damaged" if file.is_file() else "is missing"

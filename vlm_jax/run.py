@@ -20,7 +20,7 @@ import jax
 from vlm_jax.checkpoints import complete
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
-from vlm_jax.convert.folders import Opened, write_folder
+from vlm_jax.convert.folders import Opened, token_ids, why_not, write_folder
 from vlm_jax.data.templates import render
 from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
@@ -81,13 +81,18 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits, start)
     recipe = with_steps(recipe, splits, tokenizer, fresh=not complete(workdir.checkpoints))
+    token_ids(recipe.system, tokenizer)  # the export needs them, and answers the token that ends a turn
+    reason = why_not(recipe.system)
+    if reason:
+        say(f"no export/ will be written, only checkpoints: {reason}")
     benchmark = _benchmark(recipe, splits)
     trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, start.params if start else None)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
         params = jax.device_put(params, jax.local_devices()[0])
     model = Model(recipe.system, params, tokenizer)
-    write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
+    if not reason:
+        write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)
     result = _evaluate(recipe, model, benchmark, splits) if benchmark else None
     report = _report(recipe, trained, result, clock.seconds, device)
     _write(recipe, workdir, splits, result, report)

@@ -128,7 +128,7 @@ def test_beyond_4096_tokens(name, tmp_path):
 
 def test_new_rows_are_the_mean_of_the_old(language, tower):
     reference, folder = language
-    model = assemble(tower, folder)
+    model = assemble(tower, folder, template="internvl2")  # of whose tokens the tokenizer lacks none
     known = plain_tokenizer().vocab_size
     # What InternVL's trainer does, done by `transformers`.
     matrices = []
@@ -174,6 +174,24 @@ def test_prompt_formats(tower, tmp_path):
         causal(name, {}).save_pretrained(folder)
         plain_tokenizer().save(folder)
         assert assemble(tower, folder).system.template == template
+
+
+def test_a_tokenizer_without_the_tokens_of_the_prompt_format(tower, tmp_path):
+    """Llama's own, as it is released; what is written can be asked."""
+    causal("Llama", {}).save_pretrained(tmp_path / "llama")
+    content = json.loads(plain_tokenizer().to_json())
+    chatml = ["<|im_start|>", "<|im_end|>"]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in chatml]
+    tokenizer = Tokenizer._from_json(json.dumps(content), {})
+    tokenizer.save(tmp_path / "llama")
+    main([f"--vision={tower}", f"--decoder={tmp_path / 'llama'}", f"--target={tmp_path / 'x'}", "--layout=internvl"])
+    opened = open_folder(tmp_path / "x")
+    found = [opened.tokenizer.token_id(token) for token in (*NINE, *chatml)]
+    assert found == list(range(tokenizer.vocab_size, tokenizer.vocab_size + 11))
+    model = Model(opened.system, opened.params, opened.tokenizer)
+    assert isinstance(model.generate("What?", [tiny.png(64, 32, 1)], 5), str)
+    with pytest.raises(UserError, match="no prompt format 'vicuna'; there are internvl2"):
+        assemble(tower, tmp_path / "llama", template="vicuna")
 
 
 def test_what_is_no_language_model(tower, tmp_path):

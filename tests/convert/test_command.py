@@ -63,6 +63,21 @@ def test_bfloat16_goes_through_unchanged(sources, tmp_path):
         np.testing.assert_array_equal(array, wanted[path].astype(ml_dtypes.bfloat16))
 
 
+def test_nothing_is_rounded_unless_it_is_asked_for(sources, tmp_path):
+    """Norms in float32 among weights in bfloat16."""
+    folder = shutil.copytree(sources / "internvl", tmp_path / "mixed")
+    stored = load_file(folder / "model.safetensors")
+    mixed = {key: value if "norm" in key else value.astype(ml_dtypes.bfloat16) for key, value in stored.items()}
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    for layout in ("hf", "internvl"):
+        main([f"--source={folder}", f"--target={tmp_path / layout}", f"--layout={layout}"])
+    for key, value in load_file(tmp_path / "internvl/model.safetensors").items():
+        np.testing.assert_array_equal(value, mixed[key].astype(np.float32), err_msg=key)
+    save_file(mixed | {"mlp1.0.bias": mixed["mlp1.0.bias"].astype(np.float16)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="weights are float16; choose"):
+        main([f"--source={folder}", f"--target={tmp_path / 'x'}", "--layout=hf"])
+
+
 def test_a_converted_model_answers_the_same(sources):
     question = dict(prompt="What is the total?", images=[tiny.png(70, 68, 3)], max_new_tokens=12)
     answers = {load(sources / layout).generate(**question) for layout in ("hf", "internvl", "orbax")}
@@ -166,6 +181,18 @@ def test_parts_have_their_layouts(sources, tmp_path):
             main([source, target, f"--part={part}", f"--layout={layout}"])
     with pytest.raises(UserError, match="image size of a whole model"):
         main([source, target, "--part=vision", "--layout=internvl", "--image-size=64"])
+
+
+def test_flags_without_a_meaning(sources, tmp_path):
+    main([f"--source={sources / 'hf'}", "--part=vision", f"--target={tmp_path / 'tower'}", "--layout=internvl"])
+    part = [f"--source={tmp_path / 'tower'}", "--part=vision", f"--target={tmp_path / 'x'}", "--layout=internvl"]
+    with pytest.raises(UserError, match="not a training workdir, it has no checkpoint 3"):
+        main([*part, "--step=3"])
+    with pytest.raises(UserError, match="--image-size must be positive, got 0"):
+        main([*part, "--image-size=0"])
+    with pytest.raises(UserError, match=r"--seed must lie in 0\.\."):
+        main(["--vision=a", "--decoder=b", f"--target={tmp_path / 'x'}", "--layout=hf", f"--seed={2**80}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["tower"]
 
 
 def test_links_out_of_a_folder(sources, tmp_path):

@@ -32,3 +32,21 @@ def test_mistakes_name_the_field(tmp_path):
         data.open(tmp_path, 0, print)
     with pytest.raises(UserError, match=r"config.data.test: .*no.json: cannot be read: No such file"):
         MetaData(train=str(write_meta(tmp_path, scale=0.05)), test=str(tmp_path / "no.json")).open(tmp_path, 0, print)
+
+
+def test_a_recipe_takes_data_of_any_kind(tmp_path):
+    from vlm_jax.data.open import open_data
+    from vlm_jax.data.shards import write_shards
+
+    meta = write_meta(tmp_path / "meta", scale=0.05)
+    talk = tmp_path / "meta" / "talk.jsonl"
+    write_shards({"train": open_data(meta), "test": open_data(talk)}, tmp_path / "set")
+    said = []
+    splits = MetaData(train=str(talk), test=str(tmp_path / "set")).open(tmp_path / "run", 0, said.append)
+    assert said == [f"train: {RECORDS} records", f"test: {RECORDS} records"]
+    assert splits.test.split == "test"
+    splits = MetaData(train=str(tmp_path / "set")).open(tmp_path / "run", 0, said.append)
+    assert splits.train.weights["pages"] == 2
+    (tmp_path / "set" / "weights.json").write_text('{"train": {"pages": []}}')
+    with pytest.raises(UserError, match=r"weights.json: must be {"):
+        _ = open_data(tmp_path / "set").weights

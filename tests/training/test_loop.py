@@ -113,6 +113,46 @@ def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbrok
         assert {key: figures[key] for key in keys} == {key: unbroken[0].figures[name][key] for key in keys}
 
 
+def test_data_that_changed_meanwhile_is_refused(small, splits, tokenizer, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[1], folder)
+    last = max(complete(folder / "checkpoints"))
+    (path,) = (path for path in (folder / "checkpoints").iterdir() if path.name.lstrip("0") == str(last))
+    shutil.rmtree(path)
+    first = splits.train[0]
+    longer = dataclasses.replace(first, turns=(first.turns[0], Turn("assistant", "abababab")))
+    changed = Splits(Memory([longer, *splits.train[1:]]))
+    with pytest.raises(UserError, match=r"stage tune: the data is not what it was when step \d was saved"):
+        start(small, folder, changed, tokenizer)
+    start(small, folder, splits, tokenizer)
+
+
+def test_bad_records_are_listed_and_too_many_end_the_run(small, splits, tokenizer, tmp_path, capsys):
+    stages = tuple(dataclasses.replace(stage, steps=5) for stage in small.stages[1:])
+    recipe = dataclasses.replace(small, stages=stages, max_bad=0.06)
+
+    def cut(number, keep):
+        record = splits.train[number]
+        return dataclasses.replace(record, images=(record.images[0][:keep],))
+
+    def run(folder, *bad):
+        records = Memory(splits.train)
+        for record in bad:
+            records[int(record.id[1:])] = record
+        trained = start(recipe, tmp_path / folder, Splits(records), tokenizer)
+        listed = (tmp_path / folder / "quarantine.jsonl").read_text().splitlines()
+        return trained, [json.loads(line) for line in listed]
+
+    # One shows when records are measured, the other when it is decoded, in the one epoch that there is.
+    trained, rows = run("two", cut(3, 20), cut(7, -100))
+    assert [(row["line"], row["reason"]) for row in rows] == [("r3", "image"), ("r7", "image")]
+    assert "1 of 40 records are bad" in capsys.readouterr().out
+    assert trained.figures["tune"]["steps"] == 5
+    with pytest.raises(UserError, match=r"3 of 40 records are bad .*config\.max_bad.*quarantine\.jsonl"):
+        run("three", cut(3, 20), cut(7, -100), cut(9, -100))
+    assert len((tmp_path / "three" / "quarantine.jsonl").read_text().splitlines()) == 3
+
+
 def test_an_interrupt_saves_when_no_save_is_due(small, splits, tokenizer, tmp_path, monkeypatch):
     interrupt = Interrupt()
     add = loop.Meter.add

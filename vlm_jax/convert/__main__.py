@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
     job = {"model": _model, "vision": _vision, "decoder": _decoder}[flags.part](flags)
     flat = globs.flatten(job.params)
-    dtype = flags.dtype or _common_dtype(flat)
+    dtype = flags.dtype or _dtype_of(flat, fresh=() if flags.source else ("connector",))
     with cli.progress(f"writing {flags.target}", len(flat)) as advance:
         job.write(dtype, advance)
     written = globs.flatten(job.reopen())
@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         "--part", choices=["model", "vision", "decoder"], default="model", help="what to write (default: model)"
     )
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: as they are in the source)"
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of the written weights (default: the source's; float32 where it has both)",
     )
     parser.add_argument(
         "--verify",
@@ -112,6 +114,10 @@ def _check(flags: argparse.Namespace) -> None:
         raise UserError(f"--part={flags.part} is written in --layout={layouts[flags.part]} alone")
     if flags.part != "model" and (any(parts) or flags.verify):
         raise UserError(f"--part={flags.part} goes with --source, without --verify")
+    if flags.image_size is not None and flags.image_size < 1:
+        raise UserError(f"--image-size must be positive, got {flags.image_size}")
+    if not 0 <= flags.seed < 2**32:
+        raise UserError(f"--seed must lie in 0..{2**32 - 1}, got {flags.seed}")
     if flags.image_size is not None and flags.source and flags.part != "vision":
         raise UserError("--image-size goes with --vision, or with --part=vision")
 
@@ -166,17 +172,20 @@ def _write_model(
         write_folder(target, *opened, dtype, layout, progress=progress)
 
 
-def _common_dtype(flat: dict[str, Any]) -> str:
-    """The dtype that most of the parameters have."""
+def _dtype_of(flat: dict[str, Any], fresh: Sequence[str] = ()) -> str:
+    """The smaller dtype of those that weights are stored in, if it holds all parameters exactly.
+
+    Args:
+      flat: {path: array}.
+      fresh: parts that came from no folder, and follow the others.
+    """
     from vlm_jax.convert.safetensors_folder import DTYPES
 
-    sizes: dict[str, int] = {}
-    for array in flat.values():
-        sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.size
-    common = max(sizes, key=lambda name: sizes[name])
-    if common not in DTYPES:
-        raise UserError(f"the source's weights are {common}; choose --dtype={' or --dtype='.join(DTYPES)}")
-    return common
+    found = {str(array.dtype) for path, array in flat.items() if path.split("/", 1)[0] not in fresh}
+    other = sorted(found - DTYPES.keys())
+    if other:
+        raise UserError(f"the source's weights are {', '.join(other)}; choose --dtype={' or --dtype='.join(DTYPES)}")
+    return "bfloat16" if found == {"bfloat16"} else "float32"
 
 
 def _verify(target: Path, layout: str) -> int:

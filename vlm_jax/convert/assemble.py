@@ -1,7 +1,8 @@
 """A vision-language model out of parts: a vision tower, a language model, and a fresh connector between them.
 
 What InternVL's trainer does before its first stage (`internvl/train/internvl_chat_finetune.py`): nine tokens are added
-to the tokenizer, the embedding and the head get a row for every id, and new rows are the mean of the old ones.
+to the tokenizer, the embedding and the head get a row for every id, and new rows are the mean of the old ones. The
+prompt format's tokens are added behind them where they lack (Llama's and Vicuna's tokenizers have no `<|im_end|>`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from vlm_jax.convert.folders import Opened
 from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.towers import open_tower
+from vlm_jax.data.templates import TEMPLATES
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.vlm import VLMConfig, init_connector
 from vlm_jax.system import System
@@ -56,13 +59,16 @@ def assemble(
     language, config, family = open_decoder(decoder)
     tokenizer = Tokenizer.load(decoder)
     known = tokenizer.vocab_size
-    tokenizer = tokenizer.with_image_tokens()
+    template = template or _TEMPLATES.get(family.model_type, "internvl2")
+    if template not in TEMPLATES:
+        raise UserError(f"there is no prompt format '{template}'; there are {', '.join(TEMPLATES)}")
+    tokenizer = tokenizer.with_image_tokens(TEMPLATES[template].control)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, tie_embeddings=False)
     model = VLMConfig(vision=vision_config, connector=PixelShuffleMLPConfig(), decoder=config)
     system = System(
         model=model,
         layout=ClosestAspect(tile_size=vision_config.image_size, max_tiles=max_tiles),
-        template=template or _TEMPLATES.get(family.model_type, "internvl2"),
+        template=template,
     )
     params = {
         "vision": tower["vision"],

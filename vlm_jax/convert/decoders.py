@@ -109,28 +109,30 @@ class DecoderFamily:
         fields.need("attention_bias" if self.model_type != "internlm2" else "bias", False, False)
         for name, value in (("mlp_bias", False), ("use_sliding_window", False), ("partial_rotary_factor", 1.0)):
             fields.need(name, value, value)
-        if self.model_type == "phi3" and fields.get("sliding_window", math.inf) < fields["max_position_embeddings"]:
+        if self.model_type == "phi3" and fields.get("sliding_window", math.inf) < fields.count(
+            "max_position_embeddings"
+        ):
             fields.wrong("sliding_window", "is shorter than max_position_embeddings; only full attention is there")
         theta, scaling = read_rope(fields)
         if scaling.type not in self.scalings:
             fields.wrong("rope_scaling", f"is '{scaling.type}', which {self.architecture} does not have")
         own = fields.get("tie_word_embeddings", False)
         return DecoderConfig(
-            vocab_size=fields["vocab_size"],
-            width=fields["hidden_size"],
-            depth=fields["num_hidden_layers"],
-            heads=fields["num_attention_heads"],
-            kv_heads=fields.get("num_key_value_heads", fields["num_attention_heads"]),
-            head_dim=fields.get("head_dim", fields["hidden_size"] // fields["num_attention_heads"]),
-            mlp_width=fields["intermediate_size"],
+            vocab_size=fields.count("vocab_size"),
+            width=fields.count("hidden_size"),
+            depth=fields.count("num_hidden_layers"),
+            heads=fields.count("num_attention_heads"),
+            kv_heads=fields.count("num_key_value_heads", fields.count("num_attention_heads")),
+            head_dim=fields.count("head_dim", fields.count("hidden_size") // fields.count("num_attention_heads")),
+            mlp_width=fields.count("intermediate_size"),
             activation=fields.activation("hidden_act"),
-            norm_eps=float(fields["rms_norm_eps"]),
+            norm_eps=fields.number("rms_norm_eps"),
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             rope_theta=theta,
             rope_scaling=scaling,
             tie_embeddings=bool(own if tied is None else tied),
-            max_tokens=fields["max_position_embeddings"],
+            max_tokens=fields.count("max_position_embeddings"),
         )
 
     def write(self, decoder: DecoderConfig, *, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         fields.wrong("rope_parameters.partial_rotary_factor", f"must be 1.0, is {rope['partial_rotary_factor']}")
-    limit = fields["max_position_embeddings"]
+    limit = fields.count("max_position_embeddings")
     before = rope.get("original_max_position_embeddings") or fields.get("original_max_position_embeddings", limit)
     try:
         if kind == "default":

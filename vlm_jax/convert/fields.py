@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,26 @@ class Fields:
         if found != value:
             self.wrong(name, f"must be {value!r}, is {found!r}")
 
+    def count(self, name: str, default: int | None = None) -> int:
+        """A field that must hold a positive whole number (missing or null is an error where there is no default).
+
+        Raises:
+          UserError: it holds something else.
+        """
+        value = self[name] if default is None else self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.wrong(name, f"must be a positive whole number, is {value!r}")
+            self.finish()
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A field that must hold a positive finite number (errors as `count`)."""
+        value = self[name] if default is None else self.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            self.wrong(name, f"must be a positive number, is {value!r}")
+            self.finish()
+        return float(value)
+
     def choice(self, name: str, known: Mapping[str, Any]) -> Any:
         """Our word for one of theirs.
 
@@ -76,7 +97,7 @@ class Fields:
           UserError: it is none of the known.
         """
         value = self[name]
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             self.wrong(name, f"must be one of {', '.join(known)}, is {value!r}")
             self.finish()
         return known[value]

@@ -94,6 +94,15 @@ def write_folder(
             write_json(aside / name, content)
 
 
+def why_not(system: System, layout: str = "hf") -> str | None:
+    """Why `write_folder` cannot write such a system in a layout; None where it can."""
+    try:
+        LAYOUTS[layout].write_config(system, image_id=0, stop_id=0, pad_id=0, dtype="float32")
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def open_folder(folder: str | Path) -> Opened:
     """Opens a model folder of any layout (`config.json` says which) and checks the headers of its weights.
 

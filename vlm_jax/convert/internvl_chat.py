@@ -93,7 +93,7 @@ def read_config(config: Mapping[str, Any], beside: Mapping[str, Any], where: str
     tiled = fields.get("dynamic_image_size", False)
     model = VLMConfig(
         vision=vision,
-        connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
+        connector=PixelShuffleMLPConfig(factor=round(1 / fields.number("downsample_ratio", 0.5))),
         # The whole model's entry decides, and InternVL's config class makes it False.
         decoder=family.read(text_fields, tied=fields.get("tie_word_embeddings", False)),
     )

@@ -189,7 +189,7 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     vision = dataclasses.replace(stored, **read_statistics(images, f"{where}: {SETTINGS}"))
     model = VLMConfig(
         vision=vision,
-        connector=PixelShuffleMLPConfig(factor=round(1 / fields.get("downsample_ratio", 0.5))),
+        connector=PixelShuffleMLPConfig(factor=round(1 / fields.number("downsample_ratio", 0.5))),
         # The whole model's entry decides; where a folder leaves it out, the decoder's own does.
         decoder=family.read(text, tied=config.get("tie_word_embeddings")),
     )

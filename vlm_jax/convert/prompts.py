@@ -33,6 +33,9 @@ def read_prompt(fields: Fields, template: str, release: str | None = None) -> st
 
     InternVL's code since July 2024 lets that field replace the text of `conversation.py`. We write it in both layouts.
     """
+    if not isinstance(template, str):
+        fields.wrong("template", f"must be text, is {template!r}")
+        return None
     message = fields.get("system_message", release)
     if not isinstance(message, str | None):
         fields.wrong("system_message", f"must be text, is {message!r}")

@@ -91,6 +91,8 @@ def open_internvit(
             raise UserError(f"{folder}: the image size of a whole model cannot be changed")
         opened = open_model(folder, step)
         return {"vision": opened.params["vision"]}, opened.system.model.vision
+    if step is not None:
+        raise UserError(f"{folder}: is not a training workdir, it has no checkpoint {step} to choose")
     params, vision = open_tower(folder, image_size)
     if config["model_type"] in CLIP.model_types:
         return clip_to_internvit(materialise(params), vision)

@@ -66,11 +66,11 @@ def read_transformer(fields: Fields, **fixed: Any) -> VisionConfig:
     return VisionConfig(
         image_size=fields.square("image_size"),
         patch_size=fields.square("patch_size"),
-        width=fields["hidden_size"],
-        depth=fields["num_hidden_layers"],
-        heads=fields["num_attention_heads"],
-        mlp_width=fields["intermediate_size"],
-        norm_eps=float(fields["layer_norm_eps"]),
+        width=fields.count("hidden_size"),
+        depth=fields.count("num_hidden_layers"),
+        heads=fields.count("num_attention_heads"),
+        mlp_width=fields.count("intermediate_size"),
+        norm_eps=fields.number("layer_norm_eps"),
         activation=fields.activation("hidden_act"),
         **fixed,
     )

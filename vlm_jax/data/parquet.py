@@ -31,7 +31,7 @@ from vlm_jax.data.root import natural_order
 from vlm_jax.errors import UserError
 
 _COLUMNS = ("image", "images", "conversations", "messages", "texts", "question", "answer", "answers", "system")
-_CACHE = 1 << 28  # bytes of row groups kept, and one at least
+_CACHE = 1 << 26  # bytes of row groups kept, and one at least
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])")
 _SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -211,9 +211,10 @@ class _Groups:
             table = self._kept.pop((file, group), None)
             if table is None:
                 table = self._files[file].read_row_group(group, columns=self._columns[file])
-            self._kept[file, group] = table
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _CACHE:
-                self._kept.popitem(last=False)
+                room = _CACHE - table.nbytes
+                while self._kept and sum(kept.nbytes for kept in self._kept.values()) > room:
+                    self._kept.popitem(last=False)
+            self._kept[file, group] = table  # the last of them
             return table
 
 

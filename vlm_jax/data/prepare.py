@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vlm_jax.data.augment import reencode
 from vlm_jax.data.conversation import Conversation, Reason, RecordError
-from vlm_jax.data.images import ImageError, decode_image, image_size
+from vlm_jax.data.images import MAX_MEGAPIXELS, ImageError, image_size
+from vlm_jax.data.pixels import image_patches
 from vlm_jax.data.templates import Span, Template, render
-from vlm_jax.data.tiling import ClosestAspect, count_tiles, cut_tiles, patchify, share
+from vlm_jax.data.tiling import ClosestAspect, count_tiles, share
 from vlm_jax.data.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
@@ -85,6 +85,7 @@ class Preparer:
       too_long: what becomes of a conversation of more than `max_tokens`: an error, or it is cut at the end, which is
         an error too where that would cut an image or leave nothing of an answer (`tokenizer.model_max_length` and the
         assertion after it in InternVL's `train/internvl_chat_finetune.py`).
+      max_megapixels: images with more pixels are refused before they are decoded.
     """
 
     tokenizer: Tokenizer
@@ -96,6 +97,7 @@ class Preparer:
     loss_reduction: LossReduction = "token"
     share_tiles: bool = True
     too_long: TooLong = "error"
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch_size <= self.layout.tile_size:
@@ -128,23 +130,17 @@ class Preparer:
         """
         layout = self._layout(conversation)
         # Lengths are checked before pixels are decoded.
-        spans = self._spans(conversation, self._tile_counts(conversation, layout), open_turn)
+        counts = self._tile_counts(conversation, layout)
+        spans = self._spans(conversation, counts, open_turn)
         text = self._cut(conversation, _tokenise(spans, self.tokenizer), open_turn)
-        tiles = self._tiles(conversation, layout, draw)
         side = layout.tile_size // self.patch_size
-        counts = [len(t) for t in tiles]
-        if sum(counts) * self.tokens_per_tile != np.count_nonzero(text.visual >= 0):
-            raise RecordError(conversation.name, "image", "an image's header and its pixels disagree about its size")
-        patches = [patchify(t, self.patch_size) for t in tiles]
         return Example(
             tokens=text.ids,
             loss_weights=_weights(text, self.loss_reduction),
             visual=text.visual,
             positions=_positions(text.branches),
             branches=text.branches,
-            patches=np.concatenate(patches)
-            if patches
-            else np.zeros((0, self.patches_per_tile, self.patch_values), np.uint8),
+            patches=self._patches(conversation, layout, counts, draw),
             tile_grid=np.full((sum(counts), 2), side, np.int32),
             tile_image=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
             tile_slot=np.concatenate([np.arange(c, dtype=np.int32) for c in counts] or [np.zeros(0, np.int32)]),
@@ -170,18 +166,28 @@ class Preparer:
         counts = []
         for number, data in enumerate(conversation.images):
             with _told(conversation, "image"):
-                counts.append(count_tiles(*image_size(data, f"image {number}"), layout))
+                counts.append(count_tiles(*image_size(data, f"image {number}", self.max_megapixels), layout))
         return counts
 
-    def _tiles(self, conversation: Conversation, layout: ClosestAspect, draw: Sequence[int] | None) -> list[np.ndarray]:
-        """Tiles of every image, uint8 [k, S, S, 3]."""
+    def _patches(
+        self, conversation: Conversation, layout: ClosestAspect, counts: Sequence[int], draw: Sequence[int] | None
+    ) -> np.ndarray:
+        """Patches of all images' tiles, uint8 [k, N, P*P*3]."""
         rng = None if draw is None or not conversation.augment else np.random.default_rng(draw)
-        found = []
-        for number, data in enumerate(conversation.images):
+        patches = np.empty((sum(counts), self.patches_per_tile, self.patch_values), np.uint8)
+        ends = np.cumsum(counts).tolist()
+        for number, (data, count, end) in enumerate(zip(conversation.images, counts, ends, strict=True)):
             with _told(conversation, "image"):
-                tiles = cut_tiles(decode_image(data, f"image {number}"), layout)
-            found.append(tiles if rng is None else reencode(tiles, rng))
-        return found
+                image_patches(
+                    data,
+                    f"image {number}",
+                    layout,
+                    self.patch_size,
+                    out=patches[end - count : end],
+                    rng=rng,
+                    max_megapixels=self.max_megapixels,
+                )
+        return patches
 
     def _spans(self, conversation: Conversation, tiles_per_image: Sequence[int], open_turn: bool) -> list[Span]:
         with _told(conversation, "turns"):

@@ -14,6 +14,7 @@ Source: `internvl/conversation.py` and `train/dataset.py` of OpenGVLab/InternVL.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ class Template:
     after_stop: str = ""
     begin: str = ""
     strip: bool = False
+
+    @property
+    def control(self) -> tuple[str, ...]:
+        """The tokens that open and end turns."""
+        return tuple(dict.fromkeys(re.findall(r"<\|\w+\|>", "".join((*self.prefixes.values(), self.stop)))))
 
 
 class Span(NamedTuple):

@@ -27,6 +27,9 @@ class ClosestAspect:
       min_tiles: grids with fewer tiles are not considered.
       max_tiles: grids with more tiles are not considered; the thumbnail does not count.
       thumbnail: append the whole image as one more tile, if the grid has more than one.
+      draft: decode a JPEG that is much larger than its grid at 1/2, 1/4 or 1/8 of its size. Quicker, other pixels.
+      reducing_gap: an image that shrinks is first averaged over blocks of pixels, as large as leaves at least this
+        factor to the bicubic filter (Pillow's `reducing_gap`; 2 or 3 is usual, None is never). Quicker, other pixels.
     """
 
     type: Literal["closest_aspect"] = "closest_aspect"
@@ -34,12 +37,16 @@ class ClosestAspect:
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
+    draft: bool = False
+    reducing_gap: float | None = None
 
     def __post_init__(self) -> None:
         if self.tile_size < 1:
             raise UserError(f"layout.tile_size: must be positive, got {self.tile_size}")
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise UserError(f"layout.min_tiles: must lie in 1..max_tiles ({self.max_tiles}), got {self.min_tiles}")
+        if self.reducing_gap is not None and not self.reducing_gap >= 1:
+            raise UserError(f"layout.reducing_gap: must be at least 1, or None, got {self.reducing_gap}")
 
 
 def choose_grid(width: int, height: int, layout: ClosestAspect) -> tuple[int, int]:
@@ -65,22 +72,69 @@ def count_tiles(width: int, height: int, layout: ClosestAspect) -> int:
     return _with_thumbnail(columns * rows, layout)
 
 
-def cut_tiles(image: Image.Image, layout: ClosestAspect) -> np.ndarray:
-    """Cuts an RGB image into tiles.
+def cut_tiles(image: Image.Image, layout: ClosestAspect, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Cuts an image into tiles.
+
+    Args:
+      image: of mode RGB or L.
+      layout: how it is cut.
+      size: width and height by which the grid is chosen; the image's own when None.
 
     Returns:
       uint8 [K, S, S, 3]: the grid in row-major order, then the thumbnail (if there is one).
     """
-    columns, rows = choose_grid(*image.size, layout)
+    side = layout.tile_size
+    return cut_patches(image, layout, side, size=size).reshape(-1, side, side, 3)
+
+
+def cut_patches(
+    image: Image.Image,
+    layout: ClosestAspect,
+    patch_size: int,
+    out: np.ndarray | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """The same as `patchify(cut_tiles(image, layout), patch_size)`, but every pixel is written once.
+
+    Args:
+      image, layout, size: as in `cut_tiles`.
+      patch_size: P, side of a patch in pixels.
+      out: uint8 [K, N, P*P*3], contiguous, where the patches are written; a new array when None.
+
+    Returns:
+      uint8 [K, N, P*P*3]: `out`, if it was given.
+
+    Raises:
+      ValueError: `out` has another shape, or cannot be written to so.
+    """
+    columns, rows = choose_grid(*(size or image.size), layout)
     side, cells = layout.tile_size, columns * rows
-    tiles = np.empty((_with_thumbnail(cells, layout), side, side, 3), np.uint8)
-    grid = np.asarray(image.resize((side * columns, side * rows), Image.Resampling.BICUBIC))
-    tiles[:cells].reshape(rows, columns, side, side, 3)[:] = rearrange(
-        grid, "(row height) (column width) c -> row column height width c", row=rows, column=columns
-    )
-    if len(tiles) > cells:
-        tiles[-1] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
-    return tiles
+    shape = (_with_thumbnail(cells, layout), (side // patch_size) ** 2, patch_size**2 * 3)
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be contiguous uint8 {shape}, but is {out.dtype} {out.shape}")
+    _write_patches(_resized(image, columns, rows, layout), out[:cells].reshape(rows, columns, *shape[1:]), patch_size)
+    if len(out) > cells:
+        _write_patches(_resized(image, 1, 1, layout), out[cells:, None], patch_size)
+    return out
+
+
+def _resized(image: Image.Image, columns: int, rows: int, layout: ClosestAspect) -> np.ndarray:
+    """uint8 [rows, S, columns, S, 3]; the image stretched to so many tiles."""
+    side = layout.tile_size
+    resized = image.resize((side * columns, side * rows), Image.Resampling.BICUBIC, reducing_gap=layout.reducing_gap)
+    pixels = np.asarray(resized if resized.mode == "RGB" else resized.convert("RGB"))
+    return pixels.reshape(rows, side, columns, side, 3)
+
+
+def _write_patches(pixels: np.ndarray, out: np.ndarray, patch_size: int) -> None:
+    """Writes [rows, S, columns, S, 3] into [rows, columns, N, P*P*3]."""
+    patches = pixels.shape[1] // patch_size
+    whole = pixels[:, : patches * patch_size, :, : patches * patch_size]
+    lines = rearrange(whole, "r (h p) c (w q) channel -> r c h w p (q channel)", p=patch_size, q=patch_size)
+    line = np.dtype((np.void, patch_size * 3))  # NumPy moves a patch's line at once, which it does not do with bytes
+    out.view(line).reshape(lines.shape[:-1])[...] = lines.view(line)[..., 0]
 
 
 def patchify(tiles: np.ndarray, patch_size: int) -> np.ndarray:

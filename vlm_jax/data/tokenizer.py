@@ -99,13 +99,16 @@ class Tokenizer:
             backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
         return cls(backend, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
 
-    def with_image_tokens(self) -> Tokenizer:
+    def with_image_tokens(self, control: Sequence[str] = ()) -> Tokenizer:
         """The same tokenizer with InternVL's nine tokens for images and grounding behind its vocabulary.
 
         Those that it has already stay where they are. Order of the ids: `internvl/train/internvl_chat_finetune.py`.
+
+        Args:
+          control: tokens of a prompt format (`Template.control`) that come behind the nine.
         """
         backend = tokenizers.Tokenizer.from_str(self.to_json())
-        for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP):
+        for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP, *control):
             if backend.token_to_id(token) is None:
                 backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
         return Tokenizer(backend, self._config)
