@@ -29,7 +29,7 @@ def pictures_of(conversation: Conversation, example: Example, preparer: Preparer
     side = preparer.layout.tile_size // preparer.patch_size
     found = []
     for number, data in enumerate(conversation.images):
-        image = decode_image(data, f"image {number}")
+        image = decode_image(data, f"image {number}", preparer.max_megapixels)
         across, down = choose_grid(*image.size, layout)
         mine = example.patches[example.tile_image == number]
         arrays = unpatchify(mine, (side, side), preparer.patch_size)

@@ -92,7 +92,7 @@ def examine(source: Source, number: int, preparer: Preparer, *, deep: bool = Fal
     check_boxes(conversation)
     for image, data in enumerate(conversation.images if deep else ()):
         try:
-            decode_image(data, f"image {image}")
+            decode_image(data, f"image {image}", preparer.max_megapixels)
         except UserError as error:
             reason = error.reason if isinstance(error, ImageError) else "image"
             raise RecordError(conversation.name, reason, str(error)) from None
