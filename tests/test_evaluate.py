@@ -9,7 +9,6 @@ from PIL import Image
 
 import vlm_jax
 from vlm_jax import evaluate
-from vlm_jax.data import sources
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
 from vlm_jax.errors import UserError
@@ -45,7 +44,7 @@ def flags(tmp_path, monkeypatch):
         "test": [asked(i, gold) for i, gold in enumerate("1121")],
         "validation": [asked(i, "2") for i in range(3)],
     }
-    monkeypatch.setattr(sources, "TFDSSource", lambda path, split: splits[split])
+    monkeypatch.setattr(open_, "open_data", lambda path, split: splits[split])
     monkeypatch.setitem(vars(vlm_jax), "load", lambda folder: FakeModel())
     (tmp_path / "model").mkdir()
     return {
@@ -85,7 +84,7 @@ def test_limit_and_no_blank(flags):
     [
         ("benchmark", "pockets", "--benchmark: unknown benchmark 'pockets'; did you mean 'pocket'"),
         ("model", "nowhere", "--model: nowhere: no such folder"),
-        ("data", "nowhere", "--data: nowhere: no such folder"),
+        ("data", "nowhere", "nowhere: cannot be read: No such file"),
         ("out", "nowhere/x.json", "--out: nowhere/x.json: its folder does not exist"),
         ("batch_size", "0", "--batch_size: must be at least 1"),
         ("max_new_tokens", "many", "--max_new_tokens: invalid int value: 'many'"),

@@ -30,11 +30,11 @@ MAX_MEGAPIXELS = 200.0
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO")
 """What is read, where Pillow has it. Not all that Pillow knows: for EPS it starts another program, for instance."""
 
-# What Pillow's plugins are known to raise on damaged files, besides OSError.
-_DAMAGED = (
+DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+"""What Pillow's plugins are known to raise on damaged files."""
 
 # Keywords of PNG text chunks that can hold an orientation.
 _PNG_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
@@ -143,7 +143,7 @@ def _reading(name: str) -> Iterator[None]:
     """Turns whatever Pillow raises on a bad file into one `UserError`."""
     try:
         yield
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         counted = error.counted if isinstance(error, _RefusedError) else "image"
         raise ImageError(f"{name}: cannot read this image: {reason}", counted) from None
@@ -197,6 +197,8 @@ def _may_be_rotated(image: Image.Image, data: bytes) -> bool:
         length, kind = struct.unpack_from(">I4s", data, place)
         if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(_PNG_KEYWORDS, place + 8)):
             return True
+        if kind == b"IEND":
+            return False
         place += length + 12  # length, kind, body, checksum
     return False
 

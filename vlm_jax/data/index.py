@@ -13,21 +13,18 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.prepare import Preparer, Size
-from vlm_jax.data.processes import in_order
-from vlm_jax.data.sources import ManySources, PeekableSource, Source, StoredSource
+from vlm_jax.data.measure import WORTH_PROCESSES, Measured, measure, measure_record
+from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.sources import ManySources, Source, StoredSource
 from vlm_jax.errors import UserError
 
-_FORMAT = 3  # to be raised when the meaning of the file changes
-_JOB = 512  # records that a process measures at a time
-_WORTH_PROCESSES = 8192  # fewer records are measured sooner than processes have started
+_FORMAT = 4  # to be raised when the meaning of the file changes
 
 BAD = -1
 """Value of `Index.task_ids` for a record that cannot be used."""
@@ -72,13 +69,11 @@ def load_index(source: Source, preparer: Preparer, workers: int | None = None, a
     if isinstance(source, ManySources):
         return _joined([load_index(part, preparer, workers, again) for part in source.parts])
     if not isinstance(source, StoredSource):
-        return _measure(source, preparer, 0)
+        return _measured(source, preparer, 0)
     path = source.folder / f"index-{_digest(source, preparer)}.npz"
     index = _read(path)
     if index is None:
-        if workers is None:
-            workers = len(os.sched_getaffinity(0)) if len(source) >= _WORTH_PROCESSES else 0
-        index = _measure(source, preparer, workers)
+        index = _measured(source, preparer, workers)
         _write(path, index)
     elif again and index.bad:
         index = _mended(index, source, preparer)
@@ -103,88 +98,38 @@ def _joined(parts: Sequence[Index]) -> Index:
     )
 
 
-class _Measured(NamedTuple):
-    """Some records that follow one another: sizes int32 [n, 3] (`Size`), tasks, and what is wrong with which."""
-
-    sizes: np.ndarray
-    tasks: list[str]
-    bad: dict[int, RecordError]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Measurer:
-    """Measures a stretch of a source."""
-
-    source: Source
-    preparer: Preparer
-
-    def __call__(self, stretch: range) -> _Measured:
-        sizes, tasks, bad = np.zeros((len(stretch), 3), np.int32), [], {}
-        for place, number in enumerate(stretch):
-            try:
-                sizes[place], task = _measured(self.source, number, self.preparer)
-            except RecordError as error:
-                bad[number], task = error, ""
-            tasks.append(task)
-        return _Measured(sizes, tasks, bad)
-
-
-def _measure(source: Source, preparer: Preparer, workers: int) -> Index:
-    stretches = [range(first, min(first + _JOB, len(source))) for first in range(0, len(source), _JOB)]
-    results = list(_shown(in_order(_Measurer(source, preparer), stretches, workers), source))
-    bad = {number: error for result in results for number, error in result.bad.items()}
-    tasks = [task for result in results for task in result.tasks]
-    sizes = np.concatenate([result.sizes for result in results])
-    return _indexed(sizes[:, :2].copy(), sizes[:, 2].copy(), tasks, bad)
-
-
 def _mended(index: Index, source: Source, preparer: Preparer) -> Index:
     """The index with its bad records measured once more."""
-    sizes, least = index.sizes.copy(), index.least.copy()
-    found = np.array([*index.tasks, ""], object)[index.task_ids]  # BAD is the last
+    sizes = np.column_stack([index.sizes, index.least])
+    tasks = np.array([*index.tasks, ""], object)[index.task_ids]  # BAD is the last
     bad = {}
     for number in index.bad:
         try:
-            (tokens, tiles, least[number]), found[number] = _measured(source, number, preparer)
-            sizes[number] = tokens, tiles
+            conversation, sizes[number] = measure_record(source, number, preparer)
+            tasks[number] = conversation.task
         except RecordError as error:
             bad[number] = error
-    return _indexed(sizes, least, found.tolist(), bad)
+    return index_of(Measured(sizes, tasks.tolist(), bad))
 
 
-def _indexed(sizes: np.ndarray, least: np.ndarray, tasks: Sequence[str], bad: Mapping[int, RecordError]) -> Index:
-    """An index of records of these tasks, by their names."""
-    good = np.ones(len(tasks), bool)
-    good[list(bad)] = False
-    names = tuple(sorted({task for task, used in zip(tasks, good.tolist(), strict=True) if used}))
-    place = {task: number for number, task in enumerate(names)}
-    ids = np.where(good, np.array([place.get(task, BAD) for task in tasks], np.int32), BAD)
-    return Index(sizes, least, names, ids.astype(np.int32), bad)
+def index_of(found: Measured) -> Index:
+    """The index of what was measured."""
+    good = np.ones(len(found.tasks), bool)
+    good[list(found.bad)] = False
+    tasks = tuple(sorted({task for task, used in zip(found.tasks, good.tolist(), strict=True) if used}))
+    place = {task: number for number, task in enumerate(tasks)}
+    ids = np.where(good, np.array([place.get(task, BAD) for task in found.tasks], np.int32), BAD)
+    return Index(found.sizes[:, :2].copy(), found.sizes[:, 2].copy(), tasks, ids.astype(np.int32), found.bad)
 
 
-def _shown(results: Iterator[_Measured], source: Source) -> Iterator[_Measured]:
-    """Shows how far measuring is, if it takes long enough for somebody to wonder."""
+def _measured(source: Source, preparer: Preparer, workers: int | None) -> Index:
+    """Measures a source, and shows how far it is if it takes long enough for somebody to wonder."""
     from vlm_jax.cli import progress
 
-    if len(source) < _WORTH_PROCESSES:
-        yield from results
-        return
+    if len(source) < WORTH_PROCESSES:
+        return index_of(measure(source, preparer, workers=workers))
     with progress(f"Measuring {source.name}", len(source)) as advance:
-        for result in results:
-            yield result
-            advance(len(result.tasks))
-
-
-def _measured(source: Source, number: int, preparer: Preparer) -> tuple[Size, str]:
-    """A record's size and task, from the beginnings of its images' files where they are enough."""
-    if isinstance(source, PeekableSource):
-        try:
-            conversation = source.peek(number)
-            return preparer.measure(conversation), conversation.task
-        except RecordError:  # a picture whose header is long; or a bad record, which the whole one says again
-            pass
-    conversation = source[number]
-    return preparer.measure(conversation), conversation.task
+        return index_of(measure(source, preparer, workers=workers, advance=advance))
 
 
 def _digest(source: StoredSource, preparer: Preparer) -> str:

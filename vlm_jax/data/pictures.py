@@ -25,7 +25,7 @@ _MAX_BOXES = 40
 
 def pictures_of(conversation: Conversation, example: Example, preparer: Preparer) -> list[dict[str, Any]]:
     """Every image of a conversation as the page shows it: whole, and as the tiles that the model gets."""
-    layout = preparer._layout(conversation)
+    layout = preparer.tiling(conversation)
     side = preparer.layout.tile_size // preparer.patch_size
     found = []
     for number, data in enumerate(conversation.images):

@@ -18,19 +18,19 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
 from vlm_jax.data.conversation import RecordError
+from vlm_jax.data.fit import fit
 from vlm_jax.data.index import BAD, Index, load_index
-from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
+from vlm_jax.data.mixture import MixtureConfig, epoch_records
 from vlm_jax.data.packing import pack_row, plan_rows
 from vlm_jax.data.prepare import Example, Preparer
-from vlm_jax.data.shape import RowShape, choose_shape
-from vlm_jax.data.sources import ManySources, Source, WeighedSource, draw, place_of
+from vlm_jax.data.sources import ManySources, Source, draw
 from vlm_jax.errors import UserError
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
@@ -102,17 +102,10 @@ class Batches:
         """
         self.source, self.config, self.start = source, config, Position(*start)
         index = load_index(source, preparer) if index is None else index
-        weights = task_weights(index, config, source.weights if isinstance(source, WeighedSource) else None)
-        self.shape = _shape(index, weights, config, preparer.max_tokens)
-        limit = min(self.shape.tokens, preparer.max_tokens)
+        self.shape, limit, self.index, self._weights = fit(source, index, config, preparer.max_tokens)
+        _check_parts(source, self.index, self._weights)
+        self.bad = tuple(self.index.bad.values())
         self.preparer = dataclasses.replace(preparer, too_long=config.too_long, max_tokens=limit)
-        too_large = _too_large(index, weights, limit, self.shape.tiles, config)
-        bad = {**index.bad, **{number: self._too_long(index, number) for number in too_large.tolist()}}
-        self.index = _without(index, too_large)
-        _check_parts(source, self.index, weights, bad)
-        self.bad = tuple(bad.values())
-        # Without those that no row holds, shares of an epoch are other ones.
-        self._weights = task_weights(self.index, config, source.weights if isinstance(source, WeighedSource) else None)
         self._key = (seed, stage)
         self._sizes = np.minimum(self.index.sizes, np.array([limit, self.shape.tiles], np.int32))  # after cutting
         self._here = tuple(range(config.rows)) if rows is None else tuple(rows)
@@ -179,16 +172,6 @@ class Batches:
                 "measured; was a picture changed? Delete the index-*.npz files beside the data to measure it again",
             )
         return example
-
-    def _too_long(self, index: Index, number: int) -> RecordError:
-        tokens, tiles = index.sizes[number].tolist()
-        least = f" ({index.least[number]} when it is cut)" if self.config.too_long == "truncate" else ""
-        return RecordError(
-            place_of(self.source, number),
-            "too long",
-            f"does not fit a row: {tokens} tokens{least} and {tiles} tiles; a row holds {self.preparer.max_tokens} "
-            f"tokens (data.tokens, or the model's context) and {self.shape.tiles} tiles (data.tiles)",
-        )
 
     @property
     def digest(self) -> str:
@@ -280,41 +263,14 @@ class Batches:
         return kept[1]
 
 
-def _shape(index: Index, weights: np.ndarray, config: MixtureConfig, context: int) -> RowShape:
-    if config.tokens is not None and config.tiles is not None:
-        return RowShape(config.tokens, config.tiles, 0.0, 0.0)
-    used = np.flatnonzero(index.task_ids != BAD)
-    often = np.maximum(1, np.round(weights[index.task_ids[used]])).astype(int)
-    records = np.repeat(used, np.where(weights[index.task_ids[used]] > 0, often, 0))
-    sizes = index.sizes[records]
-    if config.too_long == "truncate":
-        sizes = np.minimum(sizes, [min(context, config.tokens or context), np.iinfo(np.int32).max])
-    return choose_shape(sizes, context, config.tokens, config.tiles, config.packing)
-
-
-def _too_large(index: Index, weights: np.ndarray, limit: int, most_tiles: int, config: MixtureConfig) -> np.ndarray:
-    """Numbers of the records that are used and that no row holds."""
-    tokens, tiles = index.sizes.T
-    can_be_cut = (index.least <= limit) & (config.too_long == "truncate")
-    fits = ((tokens <= limit) | can_be_cut) & (tiles <= most_tiles)
-    used = (index.task_ids != BAD) & (weights[index.task_ids] > 0)
-    return np.flatnonzero(used & ~fits)
-
-
-def _without(index: Index, left_out: np.ndarray) -> Index:
-    if not len(left_out):
-        return index
-    ids = index.task_ids.copy()
-    ids[left_out] = BAD
-    return dataclasses.replace(index, task_ids=ids)
-
-
-def _check_parts(source: Source, index: Index, weights: np.ndarray, bad: Mapping[int, RecordError]) -> None:
+def _check_parts(source: Source, index: Index, weights: np.ndarray) -> None:
     """Refuses data of which a source has no record left."""
     first = 0
     for part in source.parts if isinstance(source, ManySources) else (source,):
         if (index.task_ids[first : first + len(part)] == BAD).all():
-            raise UserError(f"{part.name}: none of its {len(part)} record(s) can be used; the first: {bad[first]}")
+            raise UserError(
+                f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}"
+            )
         first += len(part)
     if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
         raise UserError(f"{source.name}: no record of positive weight is left")

@@ -128,7 +128,7 @@ class Preparer:
         Raises:
           RecordError: an unreadable image, marks that do not match the images, a conversation longer than `max_tokens`.
         """
-        layout = self._layout(conversation)
+        layout = self.tiling(conversation)
         # Lengths are checked before pixels are decoded.
         counts = self._tile_counts(conversation, layout)
         spans = self._spans(conversation, counts, open_turn)
@@ -152,11 +152,12 @@ class Preparer:
         Raises:
           RecordError: as `__call__`, except for the length and for damage beyond an image's header.
         """
-        counts = self._tile_counts(conversation, self._layout(conversation))
+        counts = self._tile_counts(conversation, self.tiling(conversation))
         text = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
         return Size(len(text.ids), sum(counts), _least(text))
 
-    def _layout(self, conversation: Conversation) -> ClosestAspect:
+    def tiling(self, conversation: Conversation) -> ClosestAspect:
+        """How the images of a conversation are tiled."""
         layout, most = self.layout, conversation.max_tiles
         if most is not None:
             layout = dataclasses.replace(layout, max_tiles=most, min_tiles=min(layout.min_tiles, most))

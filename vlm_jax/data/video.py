@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.images import _DAMAGED as DAMAGED
-from vlm_jax.data.images import to_rgb
+from vlm_jax.data.images import DAMAGED, to_rgb
 from vlm_jax.data.root import Root, natural_order
 from vlm_jax.errors import UserError
 
