@@ -28,13 +28,13 @@ from pictures import photo
 from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.mixture import MixtureConfig
 from vlm_jax.data.pipeline import batches
 from vlm_jax.data.pixels import image_patches
+from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
-from vlm_jax.data.tokenizer import Tokenizer
 
 SIZES = ((1024, 768), (3840, 2160))
 PATCH = 14

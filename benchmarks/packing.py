@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vlm_jax.data.packing import plan_rows
-from vlm_jax.data.shape import choose_shape
+from vlm_jax.data.plan.packing import plan_rows
+from vlm_jax.data.plan.shape import choose_shape
 from vlm_jax.data.tiling import ClosestAspect, count_tiles, share
 
 TOKENS_PER_TILE, AROUND_AN_IMAGE = 256, 2

@@ -32,13 +32,13 @@ from pictures import document, photo
 from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.mixture import MixtureConfig
 from vlm_jax.data.pipeline import batches
+from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import MemorySource
-from vlm_jax.data.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
+from vlm_jax.data.text.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect, choose_grid, unpatchify
-from vlm_jax.data.tokenizer import Tokenizer
 
 LIMIT = 1.5
 TILE, PATCH, TOKENS_PER_TILE = 448, 14, 256

@@ -16,7 +16,7 @@ from vlm_jax.checkpoints import read_params
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.folders import read_folder, write_folder
 from vlm_jax.convert.workdirs import open_model, write_workdir
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.main import parse
 from vlm_jax.models.vlm import init_params

@@ -90,7 +90,7 @@ def _check(args: Any) -> None:
 
 def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
     import vlm_jax
-    from vlm_jax.data.open import open_data
+    from vlm_jax.data.formats.open import open_data
     from vlm_jax.evaluation import benchmarks, runner
 
     benchmark = benchmarks.reader(args.benchmark)(open_data(args.data, split=args.split))

@@ -21,8 +21,8 @@ from vlm_jax.checkpoints import complete
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import Opened, token_ids, why_not, write_folder
-from vlm_jax.data.templates import render
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.templates import render
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.benchmarks import Benchmark, questions
 from vlm_jax.evaluation.report import write_report

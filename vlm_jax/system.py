@@ -9,9 +9,9 @@ from PIL import Image
 
 from vlm_jax.config import config_class
 from vlm_jax.data.prepare import LossReduction, Preparer
-from vlm_jax.data.templates import TEMPLATES, Template
+from vlm_jax.data.text.templates import TEMPLATES, Template
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, share
-from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
 
@@ -23,7 +23,7 @@ class System:
     Attributes:
       model: vision encoder, connector and decoder.
       layout: how an image becomes tiles.
-      template: name of the chat template (`vlm_jax.data.templates.TEMPLATES`).
+      template: name of the chat template (`vlm_jax.data.text.templates.TEMPLATES`).
       system_prompt: what the model is told first, where that is not the chat template's own text: releases that share
         a prompt format were trained with different ones.
     """

@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.folders import read_folder, write_folder
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.errors import UserError
 from vlm_jax.inference.model import Model
 from vlm_jax.system import System

@@ -6,9 +6,9 @@ from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect
-from vlm_jax.data.tokenizer import Tokenizer
 
 TEXTS = [
     "system user assistant What is the total of this receipt? The total is 128.50. Read the digit in row 2, column 3.",

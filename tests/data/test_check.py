@@ -17,13 +17,13 @@ from vlm_jax.convert.workdirs import write_workdir
 from vlm_jax.data import check
 from vlm_jax.data.box_check import check_boxes
 from vlm_jax.data.conversation import Conversation, RecordError, Turn
-from vlm_jax.data.expected import expected_packing
-from vlm_jax.data.index import BAD, load_index
-from vlm_jax.data.meta import open_meta
-from vlm_jax.data.mixture import MixtureConfig
+from vlm_jax.data.formats.meta import open_meta
+from vlm_jax.data.inspection.expected import expected_packing
+from vlm_jax.data.inspection.survey import survey
 from vlm_jax.data.pipeline import Batches
+from vlm_jax.data.plan.index import BAD, load_index
+from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.sources import MemorySource, place_of
-from vlm_jax.data.survey import survey
 from vlm_jax.data.tiling import ClosestAspect, count_tiles
 from vlm_jax.errors import UserError
 
@@ -168,7 +168,7 @@ def test_records_that_no_row_holds(tmp_path_factory, run, tmp_path):
 
 
 def survey_preparer(meta):
-    from vlm_jax.data.flags import prepare
+    from vlm_jax.data.inspection.flags import prepare
 
     return prepare(check._parse([str(part) for part in small(meta)])).preparer
 

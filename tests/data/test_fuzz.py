@@ -17,13 +17,14 @@ from PIL import Image
 
 from tests.data.test_video import grey, write_film
 from tests.meta_fixture import turns
-from vlm_jax.data.annotations import AnnotationSource, open_lines
 from vlm_jax.data.conversation import Conversation, Reason, RecordError, Turn
+from vlm_jax.data.formats.annotations import AnnotationSource, open_lines
+from vlm_jax.data.formats.open import open_data
+from vlm_jax.data.formats.root import Root
+from vlm_jax.data.formats.tfds import turns_from_json
+from vlm_jax.data.formats.video import open_video
 from vlm_jax.data.images import decode_image, image_size
-from vlm_jax.data.open import open_data
-from vlm_jax.data.root import Root
-from vlm_jax.data.sources import PeekableSource, turns_from_json
-from vlm_jax.data.video import open_video
+from vlm_jax.data.sources import PeekableSource
 from vlm_jax.errors import UserError
 
 # `deadline` is what a hang runs into; examples take milliseconds.

@@ -14,10 +14,10 @@ import pytest
 
 from tests.meta_fixture import write_meta
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.index import load_index
-from vlm_jax.data.meta import open_meta
-from vlm_jax.data.mixture import MixtureConfig, epoch_records, task_weights
+from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.pipeline import START, Batches, Position, batches
+from vlm_jax.data.plan.index import load_index
+from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.sources import ManySources, MemorySource
 from vlm_jax.errors import UserError
 
@@ -289,7 +289,7 @@ def test_nothing_is_left_after_a_kill(tmp_path):
         textwrap.dedent(
             """
             import multiprocessing, time
-            from vlm_jax.data import mixture, pipeline, prepare, sources, templates, tiling, tokenizer
+            from vlm_jax.data.plan import mixture, pipeline, prepare, sources, templates, tiling, tokenizer
             from vlm_jax.data.conversation import Conversation, Turn
 
             if __name__ == "__main__":

@@ -14,16 +14,16 @@ from tests.data.test_sentencepiece_files import MODELS, internlm2, phi3, train
 from tests.meta_fixture import turns, write_lines, write_meta
 from vlm_jax.data import show
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.expected import expected_packing
+from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.images import decode_image
-from vlm_jax.data.meta import open_meta
-from vlm_jax.data.pieces import pieces_of, visible
-from vlm_jax.data.show_page import choose, render
+from vlm_jax.data.inspection.expected import expected_packing
+from vlm_jax.data.inspection.pieces import pieces_of, visible
+from vlm_jax.data.inspection.show_page import choose, render
+from vlm_jax.data.inspection.survey import survey
 from vlm_jax.data.sources import MemorySource
-from vlm_jax.data.survey import survey
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import cut_tiles
-from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 
 EVIL = '<script>alert("1")</script>" onload="x <b>&amp;</b> \u202e'
@@ -232,7 +232,7 @@ def test_a_picture_that_is_cut_off_is_told_where_it_would_stand(tmp_path, prepar
 
 
 def test_long_samples_are_shortened(preparer, monkeypatch):
-    monkeypatch.setattr("vlm_jax.data.show_page.MAX_PIECES", 30)
+    monkeypatch.setattr("vlm_jax.data.inspection.show_page.MAX_PIECES", 30)
     record = Conversation((Turn("user", "Count."), Turn("assistant", "1, 2, 3, 4, 5. " * 8)))
     page, *_ = page_of(MemorySource([record]), preparer)
     assert len(page.pieces()) == 30

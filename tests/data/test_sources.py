@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.data.conversation import Turn
-from vlm_jax.data.sources import TFDSSource, turns_from_json
+from vlm_jax.data.formats.tfds import TFDSSource, turns_from_json
 from vlm_jax.errors import UserError
 
 

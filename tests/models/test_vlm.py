@@ -10,7 +10,7 @@ from tests import tiny
 from vlm_jax.batch import BatchShape, empty_batch
 from vlm_jax.convert.folders import parameter_shapes
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.packing import pack_row
+from vlm_jax.data.plan.packing import pack_row
 from vlm_jax.models.connector import PixelShuffleMLPConfig, pixel_shuffle
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Compute

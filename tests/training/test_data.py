@@ -35,8 +35,8 @@ def test_mistakes_name_the_field(tmp_path):
 
 
 def test_a_recipe_takes_data_of_any_kind(tmp_path):
-    from vlm_jax.data.open import open_data
-    from vlm_jax.data.shards import write_shards
+    from vlm_jax.data.formats.open import open_data
+    from vlm_jax.data.formats.shards import write_shards
 
     meta = write_meta(tmp_path / "meta", scale=0.05)
     talk = tmp_path / "meta" / "talk.jsonl"

@@ -14,7 +14,7 @@ from tests.training.helpers import recipe_fields
 from vlm_jax.checkpoints import complete, read_params
 from vlm_jax.config import build, to_plain
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.sharding import MeshConfig, make_mesh
 from vlm_jax.training import loop

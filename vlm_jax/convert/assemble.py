@@ -18,9 +18,9 @@ import numpy as np
 from vlm_jax.convert.folders import Opened
 from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.towers import open_tower
-from vlm_jax.data.templates import TEMPLATES
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect
-from vlm_jax.data.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.vlm import VLMConfig, init_connector

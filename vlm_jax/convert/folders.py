@@ -14,7 +14,7 @@ from vlm_jax.convert import internvl_chat, internvl_hf, table
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.vlm import VLMConfig, init_params

@@ -12,7 +12,7 @@ from vlm_jax.convert.decoders import FAMILIES, LLAMA, PHI3, QWEN2, QWEN3, Decode
 from vlm_jax.convert.fields import CONFIG, Fields
 from vlm_jax.convert.folders import select, shapes_of, token_ids
 from vlm_jax.convert.safetensors_folder import open_params, write_params
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.decoder import DecoderConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.fields import CONFIG, Fields
-from vlm_jax.data.templates import TEMPLATES, Template
+from vlm_jax.data.text.templates import TEMPLATES, Template
 from vlm_jax.errors import UserError
 from vlm_jax.system import System
 

@@ -14,7 +14,7 @@ from vlm_jax.config import build, to_plain
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.folders import Opened, open_folder, read_system, select_parts
 from vlm_jax.convert.safetensors_folder import DTYPES
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, write_json
 from vlm_jax.system import System

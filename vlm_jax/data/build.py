@@ -1,6 +1,6 @@
 """Prepares data once, as shuffled ArrayRecord files: `python -m vlm_jax.data.build --data=PATH --out=DIR`.
 
-PATH is whatever `vlm_jax.data.open` knows: a meta file, records in JSON, Parquet, ... DIR becomes a TFDS data set with
+PATH is whatever `data.formats.open` knows: a meta file, records in JSON, Parquet, ... DIR becomes a TFDS data set with
 the pictures inside, byte for byte, which spares training a search for millions of files:
 
     python -m vlm_jax.data.build --data=meta.json --test=held_out.jsonl --out=prepared/my_set/1.0.0
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if not 0 <= flags.max_bad <= 1:
         raise UserError(f"--max-bad: must lie in 0..1, got {flags.max_bad:g}")
-    from vlm_jax.data.open import open_data
-    from vlm_jax.data.shards import data_set_name, write_shards
+    from vlm_jax.data.formats.open import open_data
+    from vlm_jax.data.formats.shards import data_set_name, write_shards
 
     data_set_name(flags.out)
     given = {"train": flags.data, "validation": flags.validation, "test": flags.test}

@@ -32,12 +32,12 @@ def main(argv: Sequence[str]) -> int:
     """
     flags = _parse(argv)
 
-    from vlm_jax.data import clean_copy
-    from vlm_jax.data import flags as shared
-    from vlm_jax.data.check_report import Report
-    from vlm_jax.data.expected import expected_packing
+    from vlm_jax.data.inspection import clean_copy
+    from vlm_jax.data.inspection import flags as shared
+    from vlm_jax.data.inspection.check_report import Report
+    from vlm_jax.data.inspection.expected import expected_packing
+    from vlm_jax.data.inspection.survey import empty_parts, survey
     from vlm_jax.data.quarantine import Quarantine, remove
-    from vlm_jax.data.survey import empty_parts, survey
 
     shared.folder_for(flags.quarantine, "--quarantine")
     if flags.fix is not None:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    from vlm_jax.data import flags as shared
+    from vlm_jax.data.inspection import flags as shared
     from vlm_jax.data.quarantine import LIMIT
 
     parser = cli.ArgumentParser(prog="python -m vlm_jax.data.check", description=_HELP)

@@ -25,10 +25,10 @@ import numpy as np
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.fit import fit
-from vlm_jax.data.index import BAD, Index, load_index
-from vlm_jax.data.mixture import MixtureConfig, epoch_records
-from vlm_jax.data.packing import pack_row, plan_rows
+from vlm_jax.data.plan.fit import fit
+from vlm_jax.data.plan.index import BAD, Index, load_index
+from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records
+from vlm_jax.data.plan.packing import pack_row, plan_rows
 from vlm_jax.data.prepare import Example, Preparer
 from vlm_jax.data.sources import ManySources, Source, draw
 from vlm_jax.errors import UserError

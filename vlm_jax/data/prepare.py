@@ -16,9 +16,9 @@ import numpy as np
 from vlm_jax.data.conversation import Conversation, Reason, RecordError
 from vlm_jax.data.images import MAX_MEGAPIXELS, ImageError, image_size
 from vlm_jax.data.pixels import image_patches
-from vlm_jax.data.templates import Span, Template, render
+from vlm_jax.data.text.templates import Span, Template, render
+from vlm_jax.data.text.tokenizer import Border, Tokenizer
 from vlm_jax.data.tiling import ClosestAspect, count_tiles, share
-from vlm_jax.data.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
 LossReduction = Literal["token", "sample", "square"]

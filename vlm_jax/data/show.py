@@ -29,10 +29,10 @@ def main(argv: Sequence[str]) -> int:
     """
     flags = _parse(argv)
 
-    from vlm_jax.data import flags as shared
-    from vlm_jax.data.expected import expected_packing
-    from vlm_jax.data.index import load_index
-    from vlm_jax.data.show_page import render
+    from vlm_jax.data.inspection import flags as shared
+    from vlm_jax.data.inspection.expected import expected_packing
+    from vlm_jax.data.inspection.show_page import render
+    from vlm_jax.data.plan.index import load_index
 
     prepared = shared.prepare(flags)
     source = prepared.source
@@ -67,7 +67,7 @@ def _write(path: Path, page: str) -> None:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    from vlm_jax.data import flags as shared
+    from vlm_jax.data.inspection import flags as shared
     from vlm_jax.data.prepare import LossReduction
 
     parser = cli.ArgumentParser(prog="python -m vlm_jax.data.show", description=_HELP)

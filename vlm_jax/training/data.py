@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from vlm_jax.config import config_class
-from vlm_jax.data.open import open_data
-from vlm_jax.data.sources import ManySources, Source, TFDSSource, find_tfds, tfds_splits
+from vlm_jax.data.formats.open import open_data
+from vlm_jax.data.formats.tfds import TFDSSource, find_tfds, tfds_splits
+from vlm_jax.data.sources import ManySources, Source
 from vlm_jax.errors import UserError
 
 
@@ -50,7 +51,7 @@ class PocketData:
 
 @config_class
 class TFDSData:
-    """A prepared TFDS data set with the features of `vlm_jax.data.schema`, in ArrayRecord files, without TensorFlow.
+    """A prepared TFDS data set with the features of `data.formats.schema`, in ArrayRecord files, without TensorFlow.
 
     Attributes:
       directory: the folder that holds its `dataset_info.json`; or
@@ -85,7 +86,7 @@ class TFDSData:
 
 @config_class
 class MetaData:
-    """Data of any kind that `vlm_jax.data.open` knows, by path: InternVL's meta files, records in JSON, Parquet, ...
+    """Data of any kind that `data.formats.open` knows, by path: InternVL's meta files, records in JSON, Parquet, ...
 
     How often a source's records are used follows from a meta file's `repeat_time`, unless a stage gives `data.weights`
     by the sources' names.

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.index import load_index
 from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
+from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import Quarantine, remove
-from vlm_jax.data.tokenizer import Tokenizer
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.globs import flatten, unflatten
 from vlm_jax.models.vlm import init_params

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from vlm_jax.data.pipeline import START, Position
-from vlm_jax.data.shape import RowShape
+from vlm_jax.data.plan.shape import RowShape
 from vlm_jax.errors import UserError
 from vlm_jax.training.log import Log
 from vlm_jax.training.recipe import Stage

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from vlm_jax.config import complete, config_class
-from vlm_jax.data.mixture import MixtureConfig
+from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import LossReduction
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute

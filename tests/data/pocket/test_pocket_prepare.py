@@ -9,13 +9,13 @@ import time
 
 import pytest
 
+from vlm_jax.data.formats.tfds import TFDSSource
 from vlm_jax.data.pocket import prepare
 from vlm_jax.data.pocket.builder import Pocket
 from vlm_jax.data.pocket.jobs import Drawer, make_jobs
 from vlm_jax.data.pocket.prepare import PRESETS, prepare_pocket
 from vlm_jax.data.pocket.scene import TASKS
 from vlm_jax.data.processes import in_order
-from vlm_jax.data.sources import TFDSSource
 from vlm_jax.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""How data sets are stored, and one way to open them all."""
