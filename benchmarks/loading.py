@@ -170,7 +170,7 @@ def _prepared(source: Many, preparer: Preparer, config: MixtureConfig, workers: 
     seen, shown = 0, 0
     feed = batches(source, preparer, config, 0, workers=workers)
     try:
-        for _, batch in feed:
+        for _, batch, _ in feed:
             seen += int(batch.segments.max(axis=1).sum())
             if seen >= shown + step:
                 shown = seen - seen % step

@@ -153,7 +153,7 @@ def our_feed(source: MemorySource, preparer: Preparer, config: MixtureConfig, wo
     """Endless; the number of conversations in each batch."""
     feed = batches(source, preparer, config, 0, workers=workers)
     try:
-        for _, batch in feed:
+        for _, batch, _ in feed:
             yield int(batch.segments.max(axis=1).sum())
     finally:
         feed.close()

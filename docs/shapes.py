@@ -68,7 +68,7 @@ STEPS = (
     ("picture", "`data/images.py`, `decode_image`"),
     ("grid, across × down", "`data/tiling.py`, `choose_grid`"),
     ("tiles, the thumbnail last", "`data/tiling.py`, `cut_tiles`"),
-    ("patches of the tiles", "`data/tiling.py`, `patchify`"),
+    ("patches of the tiles", "`data/tiling.py`, `cut_patches`"),
     ("placeholders in the text", "`data/text/templates.py`, `render`"),
     ("`Batch.tokens`", "`data/plan/packing.py`, `pack_row`"),
     ("`Batch.patches`", "`data/plan/packing.py`, `pack_row`"),

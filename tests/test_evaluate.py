@@ -10,6 +10,7 @@ from PIL import Image
 import vlm_jax
 from vlm_jax import evaluate
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.formats import open as open_
 from vlm_jax.data.tiling import ClosestAspect, choose_grid
 from vlm_jax.errors import UserError
 
@@ -84,7 +85,7 @@ def test_limit_and_no_blank(flags):
     [
         ("benchmark", "pockets", "--benchmark: unknown benchmark 'pockets'; did you mean 'pocket'"),
         ("model", "nowhere", "--model: nowhere: no such folder"),
-        ("data", "nowhere", "nowhere: cannot be read: No such file"),
+        ("data", "nowhere", "--data: nowhere: no such file or folder"),
         ("out", "nowhere/x.json", "--out: nowhere/x.json: its folder does not exist"),
         ("batch_size", "0", "--batch_size: must be at least 1"),
         ("max_new_tokens", "many", "--max_new_tokens: invalid int value: 'many'"),

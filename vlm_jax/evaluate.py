@@ -84,6 +84,8 @@ def _check(args: Any) -> None:
             raise UserError(f"--{flag}: must be at least 1, got {value}")
     if not Path(args.model).is_dir():
         raise UserError(f"--model: {args.model}: no such folder")
+    if not Path(args.data).exists():
+        raise UserError(f"--data: {args.data}: no such file or folder")
     if not Path(args.out).absolute().parent.is_dir():
         raise UserError(f"--out: {args.out}: its folder does not exist")
 

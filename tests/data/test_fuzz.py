@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.test_video import grey, write_film
+from tests.data.formats.test_video import grey, write_film
 from tests.meta_fixture import turns
 from vlm_jax.data.conversation import Conversation, Reason, RecordError, Turn
 from vlm_jax.data.formats.annotations import AnnotationSource, open_lines

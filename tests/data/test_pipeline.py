@@ -289,7 +289,9 @@ def test_nothing_is_left_after_a_kill(tmp_path):
         textwrap.dedent(
             """
             import multiprocessing, time
-            from vlm_jax.data.plan import mixture, pipeline, prepare, sources, templates, tiling, tokenizer
+            from vlm_jax.data import pipeline, prepare, sources, tiling
+            from vlm_jax.data.plan import mixture
+            from vlm_jax.data.text import templates, tokenizer
             from vlm_jax.data.conversation import Conversation, Turn
 
             if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.bad_records import write_bad_meta
-from tests.data.test_sentencepiece_files import MODELS, internlm2, phi3, train
+from tests.data.text.test_sentencepiece_files import MODELS, internlm2, phi3, train
 from tests.meta_fixture import turns, write_lines, write_meta
 from vlm_jax.data import show
 from vlm_jax.data.conversation import Conversation, Turn

@@ -273,7 +273,8 @@ def _check_parts(source: Source, index: Index, weights: np.ndarray) -> None:
             )
         first += len(part)
     if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
-        raise UserError(f"{source.name}: no record of positive weight is left")
+        example = f"; the first that cannot be used: {next(iter(index.bad.values()))}" if index.bad else ""
+        raise UserError(f"{source.name}: no record of positive weight is left{example}")
 
 
 def batches(

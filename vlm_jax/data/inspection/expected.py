@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlm_jax.data.plan.fit import fit
 from vlm_jax.data.plan.index import BAD, Index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records
 from vlm_jax.data.plan.packing import plan_rows

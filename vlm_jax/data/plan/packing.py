@@ -14,6 +14,10 @@ import numpy as np
 from vlm_jax.batch import TEXT, Batch
 from vlm_jax.data.prepare import Example
 
+CHUNK = 16_384
+"""Records packed together. Among fewer there is less to choose from; among more, rows have to be closed while there are
+still records that would fit, and two slots in a hundred more stay empty."""
+
 _OPEN_ROWS = 1024
 """Rows kept open at a time. More of them pack hardly better and take longer."""
 
@@ -36,17 +40,24 @@ def plan_rows(sizes: np.ndarray, tokens: int, tiles: int, rng: np.random.Generat
     sizes = np.asarray(sizes).reshape(-1, 2)
     if len(sizes) and (sizes > (tokens, tiles)).any():
         raise ValueError(f"a record of up to {sizes.max(axis=0)} tokens and tiles is larger than a row")
+    order = rng.permutation(len(sizes))
+    chunks = np.array_split(order, -(-len(order) // CHUNK)) if len(order) else []
+    rows = [row for chunk in chunks for row in _best_fit(chunk, sizes, tokens, tiles)]
+    return [np.array(rows[i], np.int64) for i in rng.permutation(len(rows))]
+
+
+def _best_fit(records: np.ndarray, sizes: np.ndarray, tokens: int, tiles: int) -> list[list[int]]:
+    """Rows of the records, each of which goes into the open row that it fills best."""
     open_rows = _OpenRows(tokens, tiles)
     rows: list[list[int]] = []
-    order = rng.permutation(len(sizes))
     row_of = [-1] * _OPEN_ROWS  # number of the row in each slot, -1 = none yet
-    for record, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+    for record, size in zip(records.tolist(), sizes[records].tolist(), strict=True):
         slot, is_new = open_rows.place(*size)
         if is_new or row_of[slot] < 0:
             row_of[slot] = len(rows)
             rows.append([])
         rows[row_of[slot]].append(record)
-    return [np.array(rows[i], np.int64) for i in rng.permutation(len(rows))]
+    return rows
 
 
 class _OpenRows:

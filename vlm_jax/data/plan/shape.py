@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_jax.data.plan.packing import plan_rows
+from vlm_jax.data.plan.packing import CHUNK, plan_rows
 
 STEP = 128
 """Row lengths are multiples of it, or the context: what matrix units and attention kernels are cut for."""
@@ -22,7 +22,7 @@ GOOD_TOKENS, GOOD_TILES = 0.97, 0.92
 """Shares of token and tile slots from which a row counts as well filled."""
 
 _LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # in longest records
-_SAMPLE = 16384
+_MARGIN = 0.003  # by which all records may fill less than a sample
 
 
 class RowShape(NamedTuple):
@@ -62,7 +62,7 @@ def choose_shape(
     if not packing:
         shape = (tokens or _rounded(most_tokens, context), most_tiles if tiles is None else tiles)
         return RowShape(*shape, *_fills(sizes, [np.array([n]) for n in range(len(sizes))], *shape))
-    sample = sizes[np.random.default_rng(len(sizes)).permutation(len(sizes))[:_SAMPLE]]
+    sample = sizes[np.random.default_rng(len(sizes)).permutation(len(sizes))[:CHUNK]]
     lengths = [tokens] if tokens else sorted({_rounded(math.ceil(most_tokens * n), context) for n in _LENGTHS})
     best: RowShape | None = None
     for length in lengths:
@@ -72,7 +72,7 @@ def choose_shape(
             if best is None or _badness(shape) < _badness(best):
                 best = shape
         assert best is not None
-        if best.token_fill >= GOOD_TOKENS and best.tile_fill >= GOOD_TILES:
+        if best.token_fill >= GOOD_TOKENS + _MARGIN and best.tile_fill >= GOOD_TILES + _MARGIN:
             break
     assert best is not None
     return best
@@ -93,8 +93,8 @@ def _fills(sizes: np.ndarray, rows: list[np.ndarray], tokens: int, tiles: int) -
 def _badness(shape: RowShape) -> float:
     """How much is missing, tokens before tiles; a shape that is good in both has least."""
     return (
-        max(0.0, GOOD_TOKENS - shape.token_fill)
-        + max(0.0, GOOD_TILES - shape.tile_fill)
+        max(0.0, GOOD_TOKENS + _MARGIN - shape.token_fill)
+        + max(0.0, GOOD_TILES + _MARGIN - shape.tile_fill)
         + 1e-3 * (2.0 - shape.token_fill - shape.tile_fill)
     )
 

@@ -72,7 +72,7 @@ def test_sources_can_be_pickled_while_open(folder):
 
 def test_reading_needs_no_tensorflow_and_no_jax(folder):
     code = (
-        "import sys; from vlm_jax.data.sources import TFDSSource;"
+        "import sys; from vlm_jax.data.formats.tfds import TFDSSource;"
         f"assert TFDSSource({str(folder)!r}, 'train')[0].turns;"
         "print({'tensorflow', 'jax', 'flax'} & {*sys.modules})"
     )
