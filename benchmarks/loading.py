@@ -28,7 +28,7 @@ from pictures import photo
 from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.pipeline import batches
+from vlm_jax.data.feed import batches
 from vlm_jax.data.pixels import image_patches
 from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer

@@ -6,7 +6,7 @@
 Both read the same conversations from memory and give the same pixels, which is checked first, bit for bit, after our
 bytes have been normalised too. The PyTorch way: a `Dataset` that opens with Pillow, stretches to the grid, crops the
 tiles, adds the thumbnail, applies torchvision's transforms (ToTensor, Normalize) and tokenises the whole prompt, in a
-`DataLoader` whose collate function pads. Ours: `vlm_jax.data.pipeline.batches`, packed rows of bytes.
+`DataLoader` whose collate function pads. Ours: `vlm_jax.data.feed.batches`, packed rows of bytes.
 
 Both ways take turns in one run; the first batches of each are not counted. Beside conversations a second stands the
 processor time of all processes for one conversation, which says what was saved, not only what was done side by side.
@@ -32,7 +32,7 @@ from pictures import document, photo
 from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.pipeline import batches
+from vlm_jax.data.feed import batches
 from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import MemorySource

@@ -14,8 +14,9 @@ import pytest
 
 from tests.meta_fixture import write_meta
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.feed import batches
 from vlm_jax.data.formats.meta import open_meta
-from vlm_jax.data.pipeline import START, Batches, Position, batches
+from vlm_jax.data.pipeline import START, Batches, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records, task_weights
 from vlm_jax.data.sources import ManySources, MemorySource
@@ -289,7 +290,7 @@ def test_nothing_is_left_after_a_kill(tmp_path):
         textwrap.dedent(
             """
             import multiprocessing, time
-            from vlm_jax.data import pipeline, prepare, sources, tiling
+            from vlm_jax.data import feed, prepare, sources, tiling
             from vlm_jax.data.plan import mixture
             from vlm_jax.data.text import templates, tokenizer
             from vlm_jax.data.conversation import Conversation, Turn
@@ -300,8 +301,8 @@ def test_nothing_is_left_after_a_kill(tmp_path):
                 preparer = prepare.Preparer(words, template, layout, 14, 2, 500)
                 data = sources.MemorySource([Conversation((Turn("user", "a"), Turn("assistant", "b")))])
                 config = mixture.MixtureConfig(rows=1, tokens=500, tiles=2)
-                feed = pipeline.batches(data, preparer, config, 0, workers=1)
-                next(feed), next(feed)
+                seen = feed.batches(data, preparer, config, 0, workers=1)
+                next(seen), next(seen)
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 time.sleep(60)
             """

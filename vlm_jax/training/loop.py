@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
+from vlm_jax.data.feed import read_ahead
+from vlm_jax.data.pipeline import START, Batches, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import Quarantine, remove
