@@ -207,7 +207,7 @@ def test_a_box_in_words_is_drawn_only_where_the_gold_answer_is_a_box(tmp_path):
 
 def test_large_pictures_are_shrunk_and_small_ones_stay_sharp(tmp_path):
     text = written(tmp_path, [row(0, width=3000, height=100), row(1)])
-    sizes = re.findall(r'class="(crisp|)" src="data:image/png;base64,([^"]+)"', text)
+    sizes = re.findall(r'class="(crisp|)" src="data:image/(?:png|jpeg);base64,([^"]+)"', text)
     widths = {crisp: Image.open(io.BytesIO(base64.b64decode(data))).size for crisp, data in sizes}
     assert widths == {"": (896, 30), "crisp": (48, 24)}
 
@@ -215,7 +215,7 @@ def test_large_pictures_are_shrunk_and_small_ones_stay_sharp(tmp_path):
 def test_tiles_of_full_size_are_shrunk_so_that_the_page_stays_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 448, 448, 3), np.uint8)
     text = written(tmp_path, [row(0)], tiler=lambda image, images: noise)
-    tiles = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="tile', text)
+    tiles = re.findall(r'<img src="data:image/(?:png|jpeg);base64,([^"]+)" alt="tile', text)
     assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in tiles] == [(96, 96)] * 2
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +11,7 @@ from PIL import Image
 
 from vlm_jax.data.boxes import Box, parse_boxes
 from vlm_jax.data.images import decode_image
+from vlm_jax.data.inline import data_uri, shrunk
 
 Tiler = Callable[[Image.Image, int], Sequence[np.ndarray]]
 """An RGB image, images of its question -> its tiles as the model sees them, uint8 [height, width, 3] each, a thumbnail
@@ -60,14 +59,14 @@ def _picture(row: Mapping[str, Any], number: int, images: Sequence[bytes], tiler
     # A whole factor keeps every pixel of a small picture a sharp square; larger ones look better smoothed.
     factor = int(min(SHOWN_WIDTH / image.width, SHOWN_HEIGHT / image.height))
     return {
-        "source": _data_uri(_shrunk(image, MAX_SIDE)),
+        "source": data_uri(shrunk(image, MAX_SIDE)),
         "width": image.width,
         "height": image.height,
         "shown_width": image.width * factor if factor >= 2 else round(SHOWN_HEIGHT * image.width / image.height, 1),
         "crisp": factor >= 2,
         "across": across,
         "down": down,
-        "tiles": [_data_uri(_shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in tiles[:MAX_TILES]],
+        "tiles": [data_uri(shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in tiles[:MAX_TILES]],
         "tiles_hidden": max(0, len(tiles) - MAX_TILES),
         "gold_boxes": [_rectangle(box) for box in golds[:MAX_BOXES]],
         "said_boxes": [_rectangle(box) for box in said[:MAX_BOXES]],
@@ -79,18 +78,3 @@ def _rectangle(box: Box) -> dict[str, float]:
     x1, x2 = sorted(min(max(x, -50.0), 1050.0) for x in (box.x1, box.x2))
     y1, y2 = sorted(min(max(y, -50.0), 1050.0) for y in (box.y1, box.y2))
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-
-
-def _shrunk(image: Image.Image, side: int) -> Image.Image:
-    if max(image.size) <= side:
-        return image
-    smaller = image.copy()
-    smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return smaller
-
-
-def _data_uri(image: Image.Image) -> str:
-    """Re-encodes as PNG, so that nothing but pixels of an untrusted file reaches the page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

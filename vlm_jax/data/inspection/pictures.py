@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from vlm_jax.data.box_check import boxes_in
 from vlm_jax.data.conversation import Conversation
 from vlm_jax.data.images import decode_image
+from vlm_jax.data.inline import data_uri, shrunk
 from vlm_jax.data.prepare import Example, Preparer
 from vlm_jax.data.tiling import choose_grid, unpatchify
 
 MAX_SIDE, MAX_TILE_SIDE = 720, 112
 """Larger pictures and tiles are embedded at this longer side, in pixels."""
 
-_SMALL = 160  # pixels; up to this longer side a picture is kept exact
 _SHOWN = 270  # CSS pixels, of the longer side
 _MAX_BOXES = 40
 
@@ -33,12 +30,12 @@ def pictures_of(conversation: Conversation, example: Example, preparer: Preparer
         across, down = choose_grid(*image.size, layout)
         mine = example.patches[example.tile_image == number]
         arrays = unpatchify(mine, (side, side), preparer.patch_size)
-        tiles = [_uri(_shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in arrays]
+        tiles = [data_uri(shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in arrays]
         boxes = _boxes(conversation) if len(conversation.images) == 1 else []
         factor = int(min(_SHOWN / image.width, _SHOWN / image.height))
         found.append(
             {
-                "source": _uri(_shrunk(image, MAX_SIDE)),
+                "source": data_uri(shrunk(image, MAX_SIDE)),
                 "width": image.width,
                 "height": image.height,
                 # A whole factor keeps every pixel of a small picture a sharp square.
@@ -63,27 +60,3 @@ def _boxes(conversation: Conversation) -> list[dict[str, float]]:
     found = [box for turn in conversation.turns for tag, box in boxes_in(turn.text) if tag == "box" and len(box) == 4]
     corners = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in found[:_MAX_BOXES]]
     return [{"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1} for x1, y1, x2, y2 in corners]
-
-
-def _shrunk(image: Image.Image, side: int) -> Image.Image:
-    if max(image.size) <= side:
-        return image
-    smaller = image.copy()
-    smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return smaller
-
-
-def _uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    if max(image.size) <= _SMALL and _few_colours(image):
-        kind = "png"
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        kind = "jpeg"
-        image.save(buffer, "JPEG", quality=85)
-    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _few_colours(image: Image.Image) -> bool:
-    """Of drawings and small pictures every pixel stays; photographs are a tenth as large in JPEG."""
-    return max(image.size) <= 64 or len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) <= 512
