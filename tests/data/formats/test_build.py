@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -178,6 +179,16 @@ def test_memory_is_that_of_a_record(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
+
+
+def test_bad_records_of_a_prepared_data_set_count_and_the_others_are_used(tmp_path, preparer):
+    def record(name, answer):
+        return Conversation((Turn("user", "?"), Turn("assistant", answer)), id=name)
+
+    write_shards({"train": MemorySource([record("a", "!"), record("b", ""), record("c", "!")])}, tmp_path / "one")
+    index = load_index(open_data(tmp_path / "one"), preparer)
+    assert [(error.place, error.reason) for error in index.bad.values()] == [("record b", "empty answer")]
+    assert np.count_nonzero(index.sizes[:, 0]) == 2
 
 
 def test_the_command(meta, tmp_path):

@@ -24,7 +24,7 @@ from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import ManySources, Source, StoredSource
 from vlm_jax.errors import UserError
 
-_FORMAT = 4  # to be raised when the meaning of the file changes
+_FORMAT = 5  # to be raised when the meaning of the file changes
 
 BAD = -1
 """Value of `Index.task_ids` for a record that cannot be used."""
