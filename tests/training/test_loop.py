@@ -153,6 +153,22 @@ def test_bad_records_are_listed_and_too_many_end_the_run(small, splits, tokenize
     assert len((tmp_path / "three" / "quarantine.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_source_with_nothing_left_ends_the_run_and_is_listed(small, splits, tokenizer, tmp_path):
+    bad = [dataclasses.replace(record, images=(b"",)) for record in splits.train]
+    recipe = dataclasses.replace(small, max_bad=1.0)
+    message = r"none of its 40 record\(s\) can be used; .*40 of 40 records are bad .*empty file 40.*quarantine\.jsonl"
+    with pytest.raises(UserError, match=message):
+        start(recipe, tmp_path, Splits(Memory(bad)), tokenizer)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
+    (tmp_path / "quarantine.jsonl").unlink()
+    stages = tuple(dataclasses.replace(stage, steps=0, epochs=1.0) for stage in small.stages)
+    with pytest.raises(UserError, match=message):
+        loop.with_steps(
+            dataclasses.replace(recipe, stages=stages), Workdir(tmp_path), Splits(Memory(bad)), tokenizer, True
+        )
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
+
+
 def test_an_interrupt_saves_when_no_save_is_due(small, splits, tokenizer, tmp_path, monkeypatch):
     interrupt = Interrupt()
     add = loop.Meter.add

@@ -18,7 +18,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,18 @@ class Loaded(NamedTuple):
     bad: tuple[RecordError, ...] = ()
 
 
+class NothingLeftError(UserError):
+    """A source of which no record can be used.
+
+    Attributes:
+      bad: all records of the data that cannot be used.
+    """
+
+    def __init__(self, message: str, bad: Mapping[int, RecordError]) -> None:
+        super().__init__(message)
+        self.bad = tuple(bad.values())
+
+
 class Batches:
     """The endless sequence of a stage's batches from a position on.
 
@@ -98,10 +110,12 @@ class Batches:
           rows: of every batch, the numbers of the rows that are loaded here, where hosts share the work; else all.
 
         Raises:
-          UserError: weights that do not fit the data, or a source of which no record is left.
+          NothingLeftError: a source of which no record is left.
+          UserError: weights that do not fit the data.
         """
         self.source, self.config, self.start = source, config, Position(*start)
         index = load_index(source, preparer) if index is None else index
+        _check_parts(source, index)
         self.shape, limit, self.index, self._weights = fit(source, index, config, preparer.max_tokens)
         _check_parts(source, self.index, self._weights)
         self.bad = tuple(self.index.bad.values())
@@ -263,18 +277,18 @@ class Batches:
         return kept[1]
 
 
-def _check_parts(source: Source, index: Index, weights: np.ndarray) -> None:
-    """Refuses data of which a source has no record left."""
+def _check_parts(source: Source, index: Index, weights: np.ndarray | None = None) -> None:
+    """Refuses data of which a source has no record left, or of which none has a weight."""
     first = 0
     for part in source.parts if isinstance(source, ManySources) else (source,):
         if (index.task_ids[first : first + len(part)] == BAD).all():
-            raise UserError(
-                f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}"
+            raise NothingLeftError(
+                f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}", index.bad
             )
         first += len(part)
-    if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
+    if weights is not None and not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
         example = f"; the first that cannot be used: {next(iter(index.bad.values()))}" if index.bad else ""
-        raise UserError(f"{source.name}: no record of positive weight is left{example}")
+        raise NothingLeftError(f"{source.name}: no record of positive weight is left{example}", index.bad)
 
 
 def batches(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
-from vlm_jax.data.pipeline import START, Batches, Position, read_ahead
+from vlm_jax.data.pipeline import START, Batches, NothingLeftError, Position, read_ahead
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import Quarantine, remove
@@ -149,7 +149,7 @@ def check_stages(
                 f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
             )
         Trainer(stage, recipe.models, mesh, params)
-        numbered = stage_batches(recipe, i, splits, tokenizer)
+        numbered = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine)
         try:
             quarantine.add(numbered.bad)
         except UserError as error:
@@ -164,24 +164,25 @@ def check_stages(
         say(f"{quarantine.summary()}; see {quarantine.path}")
 
 
-def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
+def with_steps(recipe: Recipe, workdir: Workdir, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
     """The recipe with every stage's epochs counted as steps: a step is a batch of the plan.
 
     Args:
       recipe: the recipe.
-      splits, tokenizer: of the run.
+      workdir, splits, tokenizer: of the run.
       fresh: nothing was trained yet, so that records that could not be used are looked at once more.
 
     Raises:
       UserError: as `stage_batches`.
     """
     stages = []
+    quarantine = open_quarantine(recipe, workdir, splits, fresh)
     if fresh:
         for i in range(len(recipe.stages)):
             load_index(splits.train, stage_preparer(recipe, i, tokenizer), again=True)
     for i, stage in enumerate(recipe.stages):
         if stage.epochs:
-            plan, whole = stage_batches(recipe, i, splits, tokenizer), int(stage.epochs)
+            plan, whole = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine), int(stage.epochs)
             steps = sum(plan.count(epoch) for epoch in range(whole)) + plan.count(whole) * (stage.epochs - whole)
             stage = dataclasses.replace(stage, steps=max(1, math.ceil(steps)), epochs=0.0)
         stages.append(stage)
@@ -201,8 +202,11 @@ def stage_batches(
     tokenizer: Tokenizer,
     start: Position = START,
     rows: Sequence[int] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Batches:
     """The batches of stage number `index`, or these rows of each.
+
+    Where a source has nothing left, the quarantine is told of its records first.
 
     Raises:
       UserError: the stage's weights do not fit the data, or a source has no record that can be used.
@@ -211,6 +215,9 @@ def stage_batches(
     try:
         return Batches(splits.train, preparer, data, recipe.seed, start, stage=index, rows=rows)
     except UserError as error:
+        if quarantine is not None and isinstance(error, NothingLeftError):
+            quarantine.write(error.bad)
+            error = f"{error}. {quarantine.summary()}; see {quarantine.path}"
         raise UserError(f"config.stages[{index}].data: {error}") from None
 
 
