@@ -1,5 +1,6 @@
 """The loop on an in-memory source: cut off and continued runs end with the same bits."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -8,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from tests.training.helpers import recipe_fields
@@ -125,6 +127,18 @@ def test_data_that_changed_meanwhile_is_refused(small, splits, tokenizer, unbrok
     with pytest.raises(UserError, match=r"stage tune: the data is not what it was when step \d was saved"):
         start(small, folder, changed, tokenizer)
     start(small, folder, splits, tokenizer)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_hosts_that_see_other_data_are_refused(small, splits, tokenizer, monkeypatch, same):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    runner = loop.StageRunner(small, 1, splits, tokenizer, mesh, *[None] * 5)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, own if same else own + 1]))
+    with (
+        contextlib.nullcontext() if same else pytest.raises(UserError, match="tune: the hosts do not see the same data")
+    ):
+        runner._batches(loop.Progress())
 
 
 def test_bad_records_are_listed_and_too_many_end_the_run(small, splits, tokenizer, tmp_path, capsys):

@@ -311,7 +311,7 @@ class StageRunner:
         """The batches from where `progress` stands, in so far as this process's devices hold their rows.
 
         Raises:
-          UserError: the data is not what it was when the position was written.
+          UserError: the data is not what it was when the position was written, or not the same on every host.
         """
         rows = rows_here(self.mesh, self.stage.data.rows)
         numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position, rows)
@@ -320,6 +320,7 @@ class StageRunner:
                 f"stage {self.stage.name}: the data is not what it was when step {progress.step} was saved: sizes or "
                 "usability of its records changed. Put it back as it was, or begin anew in another --workdir"
             )
+        _agree(numbered.digest, self.stage)
         progress.data = numbered.digest
         return numbered
 
@@ -327,3 +328,20 @@ class StageRunner:
         """The rows of all processes as one batch on the mesh."""
         sharding, rows = batch_sharding(self.mesh), self.stage.data.rows
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch)
+
+
+def _agree(digest: str, stage: Stage) -> None:
+    """Each host measures the data by itself; what they find must be the same, or they load rows of different plans.
+
+    Raises:
+      UserError: on every host, if it is not.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import process_allgather
+
+        found = process_allgather(np.frombuffer(digest.encode(), np.uint8))
+        if (found != found[0]).any():
+            raise UserError(
+                f"stage {stage.name}: the hosts do not see the same data: sizes or usability of its records differ. "
+                "Give all of them the same files; an index-*.npz beside them may be older than a picture"
+            )
