@@ -175,6 +175,10 @@ def test_a_source_with_nothing_left_ends_the_run_and_is_listed(small, splits, to
         start(recipe, tmp_path, Splits(Memory(bad)), tokenizer)
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
     (tmp_path / "quarantine.jsonl").unlink()
+    cut = [dataclasses.replace(record, images=(record.images[0][:-100],)) for record in splits.train]
+    with pytest.raises(UserError, match=r"no record is left that can be used \(image 40\)"):  # seen when it is loaded
+        start(recipe, tmp_path, Splits(Memory(cut)), tokenizer)
+    (tmp_path / "quarantine.jsonl").unlink()
     stages = tuple(dataclasses.replace(stage, steps=0, epochs=1.0) for stage in small.stages)
     with pytest.raises(UserError, match=message):
         loop.with_steps(

@@ -287,6 +287,7 @@ class StageRunner:
         for position, batch, bad in read_ahead(numbered, self.recipe.runtime.workers):
             if bad:
                 self.quarantine.add(bad)
+                self.quarantine.refuse_used_up(self.splits.train)
             batch = self._place(batch)
             state, metrics = trainer.step(state, batch, key)
             progress.step, progress.position = progress.step + 1, position
@@ -315,12 +316,12 @@ class StageRunner:
         """
         rows = rows_here(self.mesh, self.stage.data.rows)
         numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position, rows)
+        _agree(numbered.digest, self.stage)
         if progress.data not in ("", numbered.digest):
             raise UserError(
                 f"stage {self.stage.name}: the data is not what it was when step {progress.step} was saved: sizes or "
                 "usability of its records changed. Put it back as it was, or begin anew in another --workdir"
             )
-        _agree(numbered.digest, self.stage)
         progress.data = numbered.digest
         return numbered
 
