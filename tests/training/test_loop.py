@@ -302,3 +302,15 @@ def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
     assert "config.seed was 0, is 1" in message
     assert "config.stages[1].optimizer.learning_rate was 0.01, is 0.5" in message
     assert "runtime" not in message
+
+
+@pytest.mark.parametrize(
+    ("of_recipe", "of_stage", "message"),
+    [
+        ({"seed": -1}, {}, r"config\.seed: must be at least 0, got -1"),
+        ({}, {"steps": 0, "epochs": float("inf")}, r"epochs must be finite, got inf"),
+    ],
+)
+def test_numbers_that_no_plan_is_made_of(small, of_recipe, of_stage, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(small, stages=(dataclasses.replace(small.stages[0], **of_stage),), **of_recipe)
