@@ -80,7 +80,7 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits, start)
-    recipe = with_steps(recipe, splits, tokenizer, fresh=not complete(workdir.checkpoints))
+    recipe = with_steps(recipe, workdir, splits, tokenizer, fresh=not complete(workdir.checkpoints))
     token_ids(recipe.system, tokenizer)  # the export needs them, and answers the token that ends a turn
     reason = why_not(recipe.system)
     if reason:

@@ -405,6 +405,12 @@ def test_mistakes_are_one_line(run, flags, problem):
     assert "\n" not in code
 
 
+@pytest.mark.parametrize("side", ["27", "1000000"])
+def test_tiles_of_a_size_that_no_encoder_takes(tmp_path, run, side):
+    code, _ = run("--data", str(write_meta(tmp_path, scale=0.1)), "--tile-size", side)
+    assert f"--tile-size: must lie in 28..8192, got {side}" in code
+
+
 def test_as_a_command(bad, tmp_path):
     meta, reasons = bad
     command = [sys.executable, "-m", "vlm_jax.data.check", *map(str, small(meta))]

@@ -161,9 +161,10 @@ def test_files_of_any_bytes(tmp_path, preparer, content):
 @given(st.text(max_size=30) | _JSON.map(json.dumps) | st.lists(_MESSAGE, max_size=3).map(json.dumps))
 def test_stored_turns(text):
     try:
-        assert all(isinstance(turn, Turn) for turn in turns_from_json(text, "x"))
-    except UserError as error:
-        assert str(error).startswith("record x")
+        turns = turns_from_json(text.encode(), "record x", 0)
+        assert all(isinstance(turn, Turn) for turn in turns)
+    except RecordError as error:
+        assert (error.place, error.reason in get_args(Reason)) == ("record x", True)
 
 
 @fuzz

@@ -19,6 +19,7 @@ from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.pipeline import START, Batches, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records, task_weights
+from vlm_jax.data.quarantine import row_of
 from vlm_jax.data.sources import ManySources, MemorySource
 from vlm_jax.errors import UserError
 
@@ -165,6 +166,7 @@ def test_epochs_without_records_are_passed_over(source, preparer):
     [
         ({"weights": {"c": 1.0}}, "^weights: no task c in the data, there are a, b"),
         ({"weights": {"a": 0.0}}, "every weight is 0"),
+        ({"weights": {"a": 1e-9}}, "an epoch would hold 4e-08 records on average"),
         ({"tiles": 0, "weights": {"b": 1.0}}, "no record of positive weight is left"),
         ({"tokens": 9}, r"^memory: none of its 60 record\(s\) can be used; the first: .*:1: does not fit a row: .* 9 "),
     ],
@@ -399,6 +401,19 @@ def test_sources_behind_one_another_have_one_index(conversations, preparer, tmp_
         assert both[number] == conversation
         assert index.tasks[index.task_ids[number]] == conversation.task
         assert (*index.sizes[number], index.least[number]) == preparer.measure(conversation)
+
+
+def test_the_kept_index_names_records_as_the_data_is_called_now(preparer, tmp_path, monkeypatch):
+    write_meta(tmp_path, scale=0.3)
+    (tmp_path / "pages.jsonl").write_text("{}\n" + (tmp_path / "pages.jsonl").read_text())
+    monkeypatch.chdir(tmp_path)
+    (first,) = load_index(open_meta("meta.json"), preparer).bad.values()
+    assert first.place == "pages.jsonl:1"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (again,) = load_index(open_meta("../meta.json"), preparer).bad.values()
+    assert again.place == "../pages.jsonl:1"
+    assert row_of(again).source == str(tmp_path / "pages.jsonl")  # so that a continued run does not count it twice
 
 
 def test_an_empty_source_is_refused(preparer):

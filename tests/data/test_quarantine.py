@@ -4,13 +4,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlm_jax.data.conversation import RecordError
+from vlm_jax.data.conversation import Conversation, RecordError
 from vlm_jax.data.quarantine import Quarantine, Row, remove, row_of
+from vlm_jax.data.sources import ManySources, MemorySource
 from vlm_jax.errors import UserError
 
 
 def error(number, reason="missing", file="/d/a.jsonl"):
     return RecordError(f"{file}:{number}", reason, f"image: '{number}.jpg' cannot be read")
+
+
+class MadeUp:
+    """A part of a data set, in the first lines of a file."""
+
+    def __init__(self, name, count, path):
+        self.name, self.count, self.lines = name, count, SimpleNamespace(path=path)
+
+    def __len__(self):
+        return self.count
 
 
 def rows_in(path):
@@ -120,6 +131,24 @@ def test_a_source_with_nothing_left(tmp_path):
     assert message.startswith("pages (/d/a.jsonl): no record is left that can be used (missing 1, json 1)")
     assert "/d/a.jsonl:1: image" in message
     assert str(tmp_path / "q") in message
+
+
+def test_sources_that_are_used_up_end_the_work(tmp_path):
+    pages = MadeUp("pages", 2, Path("/d/a.jsonl"))  # of a file of five lines
+    other = MadeUp("other", 1, Path("/d/other.jsonl"))
+    quarantine = Quarantine(tmp_path / "q", 10, limit=1, source="both")
+    quarantine.add([error(1), error(4), error(5)])
+    quarantine.refuse_used_up(ManySources((pages, other), "both"))
+    quarantine.add([error(2)])
+    with pytest.raises(UserError, match=r"^pages: no record is left that can be used \(missing 4\)"):
+        quarantine.refuse_used_up(ManySources((other, pages), "both"))
+    stored = Quarantine(tmp_path / "r", 10, limit=1, source="prepared")
+    records = MemorySource([Conversation((), id="a"), Conversation((), id="b")])
+    stored.add([RecordError("record a", "image", "cut off")])
+    stored.refuse_used_up(records)
+    stored.add([RecordError("record b", "image", "cut off")])
+    with pytest.raises(UserError, match=r"^memory: no record is left that can be used \(image 2\)"):
+        stored.refuse_used_up(records)
 
 
 @pytest.mark.parametrize("content", ["my thesis", "my thesis\n", '{"source": "a"}\n', '{"source": 1}', "[1]\n"])

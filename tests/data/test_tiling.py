@@ -142,3 +142,8 @@ def test_bad_layouts():
         ClosestAspect(min_tiles=5, max_tiles=4)
     with pytest.raises(UserError, match="tile_size"):
         dataclasses.replace(ClosestAspect(), tile_size=0)
+
+
+def test_more_tiles_than_any_model_takes_are_refused():
+    with pytest.raises(UserError, match=r"layout\.max_tiles: must be at most 1024"):
+        ClosestAspect(max_tiles=1025)

@@ -1,5 +1,6 @@
 """The loop on an in-memory source: cut off and continued runs end with the same bits."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -8,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from tests.training.helpers import recipe_fields
@@ -127,6 +129,18 @@ def test_data_that_changed_meanwhile_is_refused(small, splits, tokenizer, unbrok
     start(small, folder, splits, tokenizer)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_hosts_that_see_other_data_are_refused(small, splits, tokenizer, monkeypatch, same):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    runner = loop.StageRunner(small, 1, splits, tokenizer, mesh, *[None] * 5)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, own if same else own + 1]))
+    with (
+        contextlib.nullcontext() if same else pytest.raises(UserError, match="tune: the hosts do not see the same data")
+    ):
+        runner._batches(loop.Progress())
+
+
 def test_bad_records_are_listed_and_too_many_end_the_run(small, splits, tokenizer, tmp_path, capsys):
     stages = tuple(dataclasses.replace(stage, steps=5) for stage in small.stages[1:])
     recipe = dataclasses.replace(small, stages=stages, max_bad=0.06)
@@ -151,6 +165,26 @@ def test_bad_records_are_listed_and_too_many_end_the_run(small, splits, tokenize
     with pytest.raises(UserError, match=r"3 of 40 records are bad .*config\.max_bad.*quarantine\.jsonl"):
         run("three", cut(3, 20), cut(7, -100), cut(9, -100))
     assert len((tmp_path / "three" / "quarantine.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_source_with_nothing_left_ends_the_run_and_is_listed(small, splits, tokenizer, tmp_path):
+    bad = [dataclasses.replace(record, images=(b"",)) for record in splits.train]
+    recipe = dataclasses.replace(small, max_bad=1.0)
+    message = r"none of its 40 record\(s\) can be used; .*40 of 40 records are bad .*empty file 40.*quarantine\.jsonl"
+    with pytest.raises(UserError, match=message):
+        start(recipe, tmp_path, Splits(Memory(bad)), tokenizer)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
+    (tmp_path / "quarantine.jsonl").unlink()
+    cut = [dataclasses.replace(record, images=(record.images[0][:-100],)) for record in splits.train]
+    with pytest.raises(UserError, match=r"no record is left that can be used \(image 40\)"):  # seen when it is loaded
+        start(recipe, tmp_path, Splits(Memory(cut)), tokenizer)
+    (tmp_path / "quarantine.jsonl").unlink()
+    stages = tuple(dataclasses.replace(stage, steps=0, epochs=1.0) for stage in small.stages)
+    with pytest.raises(UserError, match=message):
+        loop.with_steps(
+            dataclasses.replace(recipe, stages=stages), Workdir(tmp_path), Splits(Memory(bad)), tokenizer, True
+        )
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
 
 
 def test_an_interrupt_saves_when_no_save_is_due(small, splits, tokenizer, tmp_path, monkeypatch):
@@ -268,3 +302,15 @@ def test_other_numbers_are_refused_naming_the_fields(small, tmp_path):
     assert "config.seed was 0, is 1" in message
     assert "config.stages[1].optimizer.learning_rate was 0.01, is 0.5" in message
     assert "runtime" not in message
+
+
+@pytest.mark.parametrize(
+    ("of_recipe", "of_stage", "message"),
+    [
+        ({"seed": -1}, {}, r"config\.seed: must be at least 0, got -1"),
+        ({}, {"steps": 0, "epochs": float("inf")}, r"epochs must be finite, got inf"),
+    ],
+)
+def test_numbers_that_no_plan_is_made_of(small, of_recipe, of_stage, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(small, stages=(dataclasses.replace(small.stages[0], **of_stage),), **of_recipe)

@@ -27,12 +27,14 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--max-bad: must lie in 0..1, got {flags.max_bad:g}")
     from vlm_jax.data.formats.open import open_data
     from vlm_jax.data.formats.shards import data_set_name, write_shards
+    from vlm_jax.data.inspection.flags import folder_for
 
+    listed = flags.quarantine or Path("quarantine.jsonl")
+    folder_for(listed, "--quarantine")
     data_set_name(flags.out)
     given = {"train": flags.data, "validation": flags.validation, "test": flags.test}
     splits = {split: open_data(path, split=split, root=flags.root) for split, path in given.items() if path}
     total = sum(len(source) for source in splits.values())
-    listed = flags.quarantine or Path("quarantine.jsonl")
     remove(listed)
     quarantine = Quarantine(listed, total, flags.max_bad, source=str(flags.data), setting="--max-bad")
     with cli.progress("Reading", total) as advance:

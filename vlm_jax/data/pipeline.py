@@ -16,7 +16,7 @@ import bisect
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from vlm_jax.errors import UserError
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
 _PLANS_KEPT = 4
+_LEAST_OF_AN_EPOCH = 0.01  # records; of fewer, many epochs in a row are empty, and finding the next takes long
 
 
 class Position(NamedTuple):
@@ -58,6 +59,18 @@ class Loaded(NamedTuple):
     position: Position
     batch: Batch
     bad: tuple[RecordError, ...] = ()
+
+
+class NothingLeftError(UserError):
+    """A source of which no record can be used.
+
+    Attributes:
+      bad: all records of the data that cannot be used.
+    """
+
+    def __init__(self, message: str, bad: Mapping[int, RecordError]) -> None:
+        super().__init__(message)
+        self.bad = tuple(bad.values())
 
 
 class Batches:
@@ -96,10 +109,12 @@ class Batches:
           rows: of every batch, the numbers of the rows that are loaded here, where hosts share the work; else all.
 
         Raises:
-          UserError: weights that do not fit the data, or a source of which no record is left.
+          NothingLeftError: a source of which no record is left.
+          UserError: weights that do not fit the data.
         """
         self.source, self.config, self.start = source, config, Position(*start)
         index = load_index(source, preparer) if index is None else index
+        _check_parts(source, index)
         self.shape, limit, self.index, self._weights = fit(source, index, config, preparer.max_tokens)
         _check_parts(source, self.index, self._weights)
         self.bad = tuple(self.index.bad.values())
@@ -261,18 +276,23 @@ class Batches:
         return kept[1]
 
 
-def _check_parts(source: Source, index: Index, weights: np.ndarray) -> None:
-    """Refuses data of which a source has no record left."""
+def _check_parts(source: Source, index: Index, weights: np.ndarray | None = None) -> None:
+    """Refuses data of which a source has no record left, or of which none has a weight."""
     first = 0
     for part in source.parts if isinstance(source, ManySources) else (source,):
         if (index.task_ids[first : first + len(part)] == BAD).all():
-            raise UserError(
-                f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}"
+            raise NothingLeftError(
+                f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}", index.bad
             )
         first += len(part)
+    if weights is None:
+        return
     if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():
         example = f"; the first that cannot be used: {next(iter(index.bad.values()))}" if index.bad else ""
-        raise UserError(f"{source.name}: no record of positive weight is left{example}")
+        raise NothingLeftError(f"{source.name}: no record of positive weight is left{example}", index.bad)
+    records = float(weights @ [np.count_nonzero(index.task_ids == task) for task in range(len(weights))])
+    if records < _LEAST_OF_AN_EPOCH:
+        raise UserError(f"weights: an epoch would hold {records:.2g} records on average; make them larger")
 
 
 def _deal(items: int, parts: int) -> list[int]:

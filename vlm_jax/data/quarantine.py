@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.sources import Source
+from vlm_jax.data.sources import ManySources, Source
 from vlm_jax.errors import UserError
 
 LIMIT = 0.01
@@ -125,15 +125,27 @@ class Quarantine:
                 f"`python -m vlm_jax.data.check --data=... --fix=OUT.json` write a copy without them{stale}"
             )
 
+    def refuse_used_up(self, source: Source) -> None:
+        """Ends the work if a source in files, or the whole, has no good record left.
+
+        Raises:
+          UserError: naming the source, with the counts by reason and an example.
+        """
+        for part in source.parts if isinstance(source, ManySources) else (source,):
+            files = _files(part) or {self._source}
+            # Of a file that is used in part, only the first lines count.
+            mine = (row for row in self.rows if row.source in files)
+            if sum(isinstance(row.line, str) or row.line <= len(part) for row in mine) >= len(part):
+                raise self.nothing_left(part)
+
     def nothing_left(self, source: Source) -> UserError:
         """What to raise where a source has no good record left.
 
         Args:
           source: the part of the data that is used up.
         """
-        file = getattr(getattr(source, "lines", None), "path", None)
-        own = self._source if file is None else os.path.abspath(file)
-        rows = [row for row in self.rows if row.source == own] or self.rows
+        own = _files(source) or {self._source}
+        rows = [row for row in self.rows if row.source in own] or self.rows
         example = f". The first: {_example(rows[0])}. All are listed in {self.path}" if rows else ""
         return UserError(f"{source.name}: no record is left that can be used ({_by_reason(rows)}){example}")
 
@@ -166,6 +178,12 @@ def row_of(error: RecordError, source: str = "") -> Row:
     if name == error.place and file and number.isdecimal():
         return Row(os.path.abspath(file), int(number), error.reason, error.detail)
     return Row(source, int(name) if name.isdecimal() else name, error.reason, error.detail)
+
+
+def _files(source: Source) -> set[str]:
+    """What rows call the files that a source's records lie in; none where they lie in no files of their own."""
+    file = getattr(getattr(source, "lines", None), "path", None)
+    return {os.path.abspath(path) for path in ([file] if file else getattr(source, "files", ()))}
 
 
 def _read(path: Path) -> list[Row]:

@@ -17,6 +17,9 @@ from PIL import Image
 from vlm_jax.config import config_class
 from vlm_jax.errors import UserError
 
+MOST_TILES = 1024
+"""More tiles than any model takes; the search for a grid goes over all shapes of up to so many."""
+
 
 @config_class
 class ClosestAspect:
@@ -45,6 +48,8 @@ class ClosestAspect:
             raise UserError(f"layout.tile_size: must be positive, got {self.tile_size}")
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise UserError(f"layout.min_tiles: must lie in 1..max_tiles ({self.max_tiles}), got {self.min_tiles}")
+        if self.max_tiles > MOST_TILES:
+            raise UserError(f"layout.max_tiles: must be at most {MOST_TILES}, got {self.max_tiles}")
         if self.reducing_gap is not None and not self.reducing_gap >= 1:
             raise UserError(f"layout.reducing_gap: must be at least 1, or None, got {self.reducing_gap}")
 

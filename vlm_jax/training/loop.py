@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints
 from vlm_jax.data.feed import read_ahead
-from vlm_jax.data.pipeline import START, Batches, Position
+from vlm_jax.data.pipeline import START, Batches, NothingLeftError, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import Quarantine, remove
@@ -150,7 +150,7 @@ def check_stages(
                 f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
             )
         Trainer(stage, recipe.models, mesh, params)
-        numbered = stage_batches(recipe, i, splits, tokenizer)
+        numbered = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine)
         try:
             quarantine.add(numbered.bad)
         except UserError as error:
@@ -165,24 +165,25 @@ def check_stages(
         say(f"{quarantine.summary()}; see {quarantine.path}")
 
 
-def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
+def with_steps(recipe: Recipe, workdir: Workdir, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
     """The recipe with every stage's epochs counted as steps: a step is a batch of the plan.
 
     Args:
       recipe: the recipe.
-      splits, tokenizer: of the run.
+      workdir, splits, tokenizer: of the run.
       fresh: nothing was trained yet, so that records that could not be used are looked at once more.
 
     Raises:
       UserError: as `stage_batches`.
     """
     stages = []
+    quarantine = open_quarantine(recipe, workdir, splits, fresh)
     if fresh:
         for i in range(len(recipe.stages)):
             load_index(splits.train, stage_preparer(recipe, i, tokenizer), again=True)
     for i, stage in enumerate(recipe.stages):
         if stage.epochs:
-            plan, whole = stage_batches(recipe, i, splits, tokenizer), int(stage.epochs)
+            plan, whole = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine), int(stage.epochs)
             steps = sum(plan.count(epoch) for epoch in range(whole)) + plan.count(whole) * (stage.epochs - whole)
             stage = dataclasses.replace(stage, steps=max(1, math.ceil(steps)), epochs=0.0)
         stages.append(stage)
@@ -202,8 +203,11 @@ def stage_batches(
     tokenizer: Tokenizer,
     start: Position = START,
     rows: Sequence[int] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Batches:
     """The batches of stage number `index`, or these rows of each.
+
+    Where a source has nothing left, the quarantine is told of its records first.
 
     Raises:
       UserError: the stage's weights do not fit the data, or a source has no record that can be used.
@@ -212,6 +216,9 @@ def stage_batches(
     try:
         return Batches(splits.train, preparer, data, recipe.seed, start, stage=index, rows=rows)
     except UserError as error:
+        if quarantine is not None and isinstance(error, NothingLeftError):
+            quarantine.write(error.bad)
+            error = f"{error}. {quarantine.summary()}; see {quarantine.path}"
         raise UserError(f"config.stages[{index}].data: {error}") from None
 
 
@@ -281,6 +288,7 @@ class StageRunner:
         for position, batch, bad in read_ahead(numbered, self.recipe.runtime.workers):
             if bad:
                 self.quarantine.add(bad)
+                self.quarantine.refuse_used_up(self.splits.train)
             batch = self._place(batch)
             state, metrics = trainer.step(state, batch, key)
             progress.step, progress.position = progress.step + 1, position
@@ -305,10 +313,11 @@ class StageRunner:
         """The batches from where `progress` stands, in so far as this process's devices hold their rows.
 
         Raises:
-          UserError: the data is not what it was when the position was written.
+          UserError: the data is not what it was when the position was written, or not the same on every host.
         """
         rows = rows_here(self.mesh, self.stage.data.rows)
         numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position, rows)
+        _agree(numbered.digest, self.stage)
         if progress.data not in ("", numbered.digest):
             raise UserError(
                 f"stage {self.stage.name}: the data is not what it was when step {progress.step} was saved: sizes or "
@@ -321,3 +330,20 @@ class StageRunner:
         """The rows of all processes as one batch on the mesh."""
         sharding, rows = batch_sharding(self.mesh), self.stage.data.rows
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch)
+
+
+def _agree(digest: str, stage: Stage) -> None:
+    """Each host measures the data by itself; what they find must be the same, or they load rows of different plans.
+
+    Raises:
+      UserError: on every host, if it is not.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import process_allgather
+
+        found = process_allgather(np.frombuffer(digest.encode(), np.uint8))
+        if (found != found[0]).any():
+            raise UserError(
+                f"stage {stage.name}: the hosts do not see the same data: sizes or usability of its records differ. "
+                "Give all of them the same files; an index-*.npz beside them may be older than a picture"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -55,6 +56,8 @@ class Stage:
                 f"config.stages '{self.name}': either steps or epochs must be positive, they are {self.steps} and "
                 f"{self.epochs:g}"
             )
+        if not math.isfinite(self.epochs):
+            raise UserError(f"config.stages '{self.name}': epochs must be finite, got {self.epochs:g}")
         if self.accumulation < 1 or self.data.rows % self.accumulation:
             raise UserError(
                 f"config.stages '{self.name}': accumulation ({self.accumulation}) must be at least 1 and divide "
@@ -174,6 +177,8 @@ class Recipe:
     runtime: Runtime = Runtime()
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"config.seed: must be at least 0, got {self.seed}")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"config.max_bad: must be a share from 0 to 1, got {self.max_bad}")
         names = [stage.name for stage in self.stages]

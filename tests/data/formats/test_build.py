@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -103,15 +104,20 @@ def test_frames_of_a_decoder_are_stored_as_png(tmp_path):
 
 
 def test_bad_records_are_left_out_and_told(tmp_path, png):
-    records = [{"image": name, "conversations": turns(MARKED, "!")} for name in ("a.png", "none.png", "b.png", "a.png")]
+    records = [
+        {"image": name, "conversations": turns(MARKED, "!")}
+        for name in ("a.png", "none.png", "b.png", "0.png", "c.ppm", "a.png")
+    ]
     (tmp_path / "a.png").write_bytes(png(30, 20))
     (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "0.png").touch()
+    (tmp_path / "c.ppm").write_bytes(b"P6 9 9 255\n" + bytes(100))  # cut off
     source = open_data(write_lines(tmp_path / "a.jsonl", records))
     bad = []
     built = write_shards(
         {"train": source}, tmp_path / "one", bad=lambda split, error: bad.append((split, error.reason))
     )
-    assert bad == [("train", "missing"), ("train", "image")]
+    assert bad == [("train", reason) for reason in ("missing", "image", "empty file", "image")]
     assert built["train"].records == len(open_data(tmp_path / "one")) == 2
     with pytest.raises(RecordError, match=r"a.jsonl:2: image: 'none.png' cannot be read"):
         write_shards({"train": source}, tmp_path / "two")
@@ -180,6 +186,16 @@ def test_memory_is_that_of_a_record(tmp_path):
         tracemalloc.stop()
 
 
+def test_bad_records_of_a_prepared_data_set_count_and_the_others_are_used(tmp_path, preparer):
+    def record(name, answer):
+        return Conversation((Turn("user", "?"), Turn("assistant", answer)), id=name)
+
+    write_shards({"train": MemorySource([record("a", "!"), record("b", ""), record("c", "!")])}, tmp_path / "one")
+    index = load_index(open_data(tmp_path / "one"), preparer)
+    assert [(error.place, error.reason) for error in index.bad.values()] == [("record b", "empty answer")]
+    assert np.count_nonzero(index.sizes[:, 0]) == 2
+
+
 def test_the_command(meta, tmp_path):
     out = tmp_path / "sets" / "my_set" / "2.0.0"
     write_lines(tmp_path / "more.jsonl", [{"conversations": turns(str(n), "!" if n else "")} for n in range(120)])
@@ -204,6 +220,8 @@ def test_the_command(meta, tmp_path):
     with pytest.raises(UserError, match=r"records are bad .*, but only 0 % may be"):
         build.main([*arguments, "--overwrite", "--max-bad=0", f"--quarantine={tmp_path / 'q.jsonl'}"])
     assert len(TFDSSource(out, "test")) == 119  # the old one stays
+    with pytest.raises(UserError, match=r"--quarantine: .*its folder does not exist"):
+        build.main([*arguments, "--overwrite", f"--quarantine={tmp_path / 'nowhere' / 'q.jsonl'}"])
 
 
 def test_data_sets_by_name(prepared, tmp_path, monkeypatch):

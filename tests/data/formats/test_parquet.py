@@ -258,3 +258,10 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, pictures, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"reading Parquet needs pyarrow: pip install 'vlm_jax\[parquet\]'"):
         open_data(path)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    columns = [pa.array([text]) for text in ("q", "a", "b")]
+    pq.write_table(pa.table(columns, names=["question", "answer", "answer"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: there are several columns 'answer'"):
+        open_parquet(tmp_path / "a.parquet")

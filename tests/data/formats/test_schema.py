@@ -14,7 +14,7 @@ CONVERSATION = Conversation(
 
 def test_turns_are_stored_in_the_form_that_sources_read():
     record = to_record(CONVERSATION)
-    assert turns_from_json(record["conversations"], "a/1") == CONVERSATION.turns
+    assert turns_from_json(record["conversations"].encode(), "a/1", images=1) == CONVERSATION.turns
     assert [message["from"] for message in json.loads(record["conversations"])] == ["system", "human", "gpt"]
 
 

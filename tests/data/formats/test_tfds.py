@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from vlm_jax.data.conversation import Turn
+from vlm_jax.data.conversation import RecordError, Turn
 from vlm_jax.data.formats.tfds import TFDSSource, turns_from_json
 from vlm_jax.errors import UserError
 
@@ -101,8 +101,26 @@ def test_mistakes_are_named(folder, tmp_path):
 
 
 def test_turns_from_json():
-    text = '[{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
-    assert turns_from_json(text, "7") == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"))
-    for wrong in ("", "[1]", '{"from": "human"}', '[{"from": "robot", "value": ""}]', '[{"from": "gpt"}]'):
-        with pytest.raises(UserError, match=r"^record 7: conversations must be"):
-            turns_from_json(wrong, "7")
+    text = b'[{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
+    assert turns_from_json(text, "7", 0) == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "detail"),
+    [
+        (b"", "json", "not valid JSON"),
+        (b"\xff", "json", "not valid JSON"),
+        (b"null", "type", "must be a list"),
+        (b"[1]", "type", "must be an object"),
+        (b'[{"from": "robot", "value": ""}]', "type", "must be 'system'"),
+        (b'[{"from": "human", "value": "q"}, {"from": "gpt"}]', "type", "must be text, got nothing"),
+        (b'[{"from": "human", "value": "q"}, {"from": "gpt", "value": 7}]', "type", "must be text, got a number"),
+        (b'[{"from": "human", "value": "q"}]', "turns", "the last turn must be an answer"),
+        (b'[{"from": "human", "value": "q"}, {"from": "gpt", "value": " "}]', "empty answer", "the answer is empty"),
+        (b'[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]', "marks", "1 <image> mark"),
+    ],
+)
+def test_bad_turns_count_by_the_reasons_of_annotation_files(text, reason, detail):
+    with pytest.raises(RecordError, match=rf"^record 7: conversations.*{detail}") as caught:
+        turns_from_json(text, "record 7", 0)
+    assert caught.value.reason == reason

@@ -18,6 +18,7 @@ from vlm_jax.config import build, config_class
 from vlm_jax.data.formats.annotations import AnnotationSource, open_lines
 from vlm_jax.data.formats.frames import FrameRange
 from vlm_jax.data.sources import ManySources
+from vlm_jax.data.tiling import MOST_TILES
 from vlm_jax.errors import UserError
 
 
@@ -85,6 +86,8 @@ def _problem(entry: MetaEntry) -> str:
         value = getattr(entry, field)
         if value is not None and value < least:
             return f"{field}: must be at least {least}, got {value}"
+    if (entry.max_dynamic_patch or 0) > MOST_TILES:
+        return f"max_dynamic_patch: must be at most {MOST_TILES}, got {entry.max_dynamic_patch}"
     if not 1 <= entry.min_num_frame <= entry.max_num_frame:
         return f"min_num_frame: must lie in 1..max_num_frame ({entry.max_num_frame}), got {entry.min_num_frame}"
     return ""

@@ -220,6 +220,8 @@ class _Groups:
 
 def _known_columns(path: Path, names: Sequence[str]) -> list[str]:
     known = [name for name in _COLUMNS if name in names]
+    if twice := [name for name in known if names.count(name) > 1]:
+        raise UserError(f"{path}: there are several columns '{twice[0]}'")
     has_question = "question" in names and ("answer" in names or "answers" in names)
     if not has_question and not any(name in names for name in LAYOUTS if name != "question"):
         raise UserError(

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, RecordError
 from vlm_jax.data.formats.schema import conversation_features, stable, to_record
 from vlm_jax.data.formats.tfds import WEIGHTS_FILE
-from vlm_jax.data.images import image_size
+from vlm_jax.data.images import ImageError, decode_image, image_size
 from vlm_jax.data.sources import Source, WeighedSource
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, write_json
@@ -155,16 +154,15 @@ def _checked(conversation: Conversation) -> Conversation:
     for number, data in enumerate(conversation.images):
         try:
             image_size(data, f"image {number}")
-        except UserError as error:
-            raise RecordError(conversation.name, "image", str(error)) from None
-        images.append(_as_png(data) if data.startswith(b"P6") else data)
+            images.append(_as_png(data, f"image {number}") if data.startswith(b"P6") else data)
+        except ImageError as error:
+            raise RecordError(conversation.name, error.reason, str(error)) from None
     return dataclasses.replace(conversation, images=tuple(images))
 
 
-def _as_png(data: bytes) -> bytes:
+def _as_png(data: bytes, name: str) -> bytes:
     stream = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.save(stream, "PNG", compress_level=1)
+    decode_image(data, name).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

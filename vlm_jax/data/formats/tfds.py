@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.formats.records import ROLES
+from vlm_jax.data.formats.records import bad, read_turns
 from vlm_jax.errors import UserError
 
 WEIGHTS_FILE = "weights.json"
@@ -52,15 +52,21 @@ class TFDSSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Conversation:
+        """Record `index`, from 0.
+
+        Raises:
+          RecordError: its turns are not what an annotation file may say either.
+        """
         record = self._records[index]
-        name = record["id"].decode()
+        name, images = record["id"].decode(errors="backslashreplace"), tuple(bytes(image) for image in record["images"])
+        place = record.get("place", b"").decode()
         return Conversation(
-            turns=turns_from_json(record["conversations"].decode(), name),
-            images=tuple(bytes(image) for image in record["images"]),
+            turns=turns_from_json(record["conversations"], place or f"record {name}", len(images)),
+            images=images,
             id=name,
             task=record["task"].decode(),
             independent=bool(record.get("independent", False)),
-            place=record.get("place", b"").decode(),
+            place=place,
             max_tiles=int(record.get("max_tiles", 0)) or None,
             augment=bool(record.get("augment", False)),
         )
@@ -154,17 +160,19 @@ def find_tfds(name: str, data_dir: Path) -> Path:
         raise UserError(f"'{name}': not the name of a TFDS data set: {' '.join(str(error).split())}") from None
 
 
-def turns_from_json(text: str, record: str) -> tuple[Turn, ...]:
-    """Turns from InternVL's `conversations` list.
+def turns_from_json(text: bytes, place: str, images: int) -> tuple[Turn, ...]:
+    """Turns from InternVL's `conversations` list, under the rules of annotation files (`records.read_turns`).
+
+    Args:
+      text: the list in JSON, in UTF-8.
+      place: what to call the record in an error.
+      images: how many it has.
 
     Raises:
-      UserError: naming the record, if the text is not such a list.
+      RecordError: naming the record and the field.
     """
     try:
-        messages = json.loads(text)
-        return tuple(Turn(ROLES[message["from"]], str(message["value"])) for message in messages)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f'record {record}: conversations must be a JSON list of {{"from": "system|human|gpt", "value": text}} '
-            f"({type(error).__name__}: {error})"
-        ) from None
+        messages = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        bad(place, "json", "conversations", f"not valid JSON: {' '.join(str(error).split())}")
+    return read_turns({"conversations": messages}, place, images)

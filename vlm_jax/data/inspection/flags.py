@@ -26,6 +26,9 @@ from vlm_jax.errors import UserError
 PATCH = 14
 """Side of InternViT's patches in pixels; four of them become one visual token."""
 
+LARGEST_TILE = 8192
+"""Side of a tile at most: no encoder is larger, and the tokens of one could not even be counted."""
+
 CONTEXT = 32_768
 """Longest conversation where no model says it: that of Mini-InternVL 1B and 2B."""
 
@@ -93,8 +96,8 @@ def prepare(flags: Any) -> Prepared:
             "--tokenizer; another one will count somewhat differently"
         )
     size = flags.tile_size or 448
-    if size < 2 * PATCH:
-        raise UserError(f"--tile-size: must be at least {2 * PATCH}, got {size}")
+    if not 2 * PATCH <= size <= LARGEST_TILE:
+        raise UserError(f"--tile-size: must lie in {2 * PATCH}..{LARGEST_TILE}, got {size}")
     layout = ClosestAspect(tile_size=size, max_tiles=flags.max_tiles or 12)
     # Four patches become one token, by halves of the grid's sides (`tokens_per_tile` of the connector).
     tokens_per_tile = (size // PATCH // 2) ** 2

@@ -24,7 +24,7 @@ from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import ManySources, Source, StoredSource
 from vlm_jax.errors import UserError
 
-_FORMAT = 4  # to be raised when the meaning of the file changes
+_FORMAT = 5  # to be raised when the meaning of the file changes
 
 BAD = -1
 """Value of `Index.task_ids` for a record that cannot be used."""
@@ -71,7 +71,7 @@ def load_index(source: Source, preparer: Preparer, workers: int | None = None, a
     if not isinstance(source, StoredSource):
         return _measured(source, preparer, 0)
     path = source.folder / f"index-{_digest(source, preparer)}.npz"
-    index = _read(path)
+    index = _read(path, source)
     if index is None:
         index = _measured(source, preparer, workers)
         _write(path, index)
@@ -145,11 +145,18 @@ def _digest(source: StoredSource, preparer: Preparer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _read(path: Path) -> Index | None:
-    """The index in a file, if there is one; a damaged one is measured again."""
+def _read(path: Path, source: Source) -> Index | None:
+    """The index in a file, if there is one; a damaged one is measured again.
+
+    Its bad records are called what the source calls them now: it may have been opened by another path.
+    """
+    here = getattr(source, "place", None)
     try:
         with np.load(path, allow_pickle=False) as file:
-            bad = {int(number): RecordError(*error) for number, error in json.loads(str(file["bad"])).items()}
+            bad = {
+                int(number): RecordError(here(int(number)) if here else place, reason, detail)
+                for number, (place, reason, detail) in json.loads(str(file["bad"])).items()
+            }
             return Index(file["sizes"], file["least"], tuple(file["tasks"].tolist()), file["task_ids"], bad)
     except FileNotFoundError:
         return None
