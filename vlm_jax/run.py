@@ -11,7 +11,6 @@ import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from vlm_jax.checkpoints import complete
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import Opened, token_ids, why_not, write_folder
-from vlm_jax.data.text.templates import render
+from vlm_jax.data.text.corpus import training_text
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.benchmarks import Benchmark, questions
@@ -105,7 +104,8 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened |
     if workdir.tokenizer.is_dir() and start is None:
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        tokenizer = start.tokenizer if start else Tokenizer.train(_training_text(recipe, splits), recipe.tokenizer_size)
+        text = training_text(splits.train, recipe.system.chat_template, TOKENIZER_RECORDS)
+        tokenizer = start.tokenizer if start else Tokenizer.train(text, recipe.tokenizer_size)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
         tokenizer.save(aside, recipe.system.chat_template)
@@ -117,17 +117,6 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened |
             f"config.system.model.decoder.vocab_size is {rows}, but the tokenizer has {tokenizer.vocab_size} words"
         )
     return tokenizer
-
-
-def _training_text(recipe: Recipe, splits: Splits) -> Iterator[str]:
-    """Text as the model will see it, system prompt and role names included, of records evenly spread over the data."""
-    template = recipe.system.chat_template
-    for i in range(0, len(splits.train), len(splits.train) // TOKENIZER_RECORDS + 1):
-        conversation = splits.train[i]
-        tiles = [1] * len(conversation.images)
-        for span in render(conversation.turns, template, tiles, 1, independent=conversation.independent):
-            if span.image is None:
-                yield span.text
 
 
 def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark | None:

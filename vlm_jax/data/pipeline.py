@@ -28,7 +28,7 @@ from vlm_jax.data.plan.index import BAD, Index, load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records
 from vlm_jax.data.plan.packing import pack_row, plan_rows
 from vlm_jax.data.prepare import Example, Preparer
-from vlm_jax.data.sources import ManySources, Source, draw
+from vlm_jax.data.sources import Source, draw, parts_of
 from vlm_jax.errors import UserError
 
 _ENDLESS = 1 << 48  # the length of a sequence that Grain never reaches the end of
@@ -279,7 +279,7 @@ class Batches:
 def _check_parts(source: Source, index: Index, weights: np.ndarray | None = None) -> None:
     """Refuses data of which a source has no record left, or of which none has a weight."""
     first = 0
-    for part in source.parts if isinstance(source, ManySources) else (source,):
+    for part in parts_of(source):
         if (index.task_ids[first : first + len(part)] == BAD).all():
             raise NothingLeftError(
                 f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}", index.bad

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.conversation import RecordError
-from vlm_jax.data.sources import ManySources, Source
+from vlm_jax.data.sources import Source, parts_of
 from vlm_jax.errors import UserError
 
 LIMIT = 0.01
@@ -131,7 +131,7 @@ class Quarantine:
         Raises:
           UserError: naming the source, with the counts by reason and an example.
         """
-        for part in source.parts if isinstance(source, ManySources) else (source,):
+        for part in parts_of(source):
             files = _files(part) or {self._source}
             # Of a file that is used in part, only the first lines count.
             mine = (row for row in self.rows if row.source in files)

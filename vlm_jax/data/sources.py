@@ -133,9 +133,22 @@ class MemorySource:
         return self.conversations[index]
 
 
+def single(source: Source, number: int) -> tuple[Source, int]:
+    """The single source that holds a record, and the record's number there."""
+    while isinstance(source, ManySources):
+        source, number = source.part(number)
+    return source, number
+
+
+def parts_of(source: Source) -> list[Source]:
+    """The single sources that a source is made of, in order."""
+    if not isinstance(source, ManySources):
+        return [source]
+    return [single for part in source.parts for single in parts_of(part)]
+
+
 def place_of(source: Source, number: int) -> str:
     """What messages call a record of a source, without reading it."""
-    if isinstance(source, ManySources):
-        return place_of(*source.part(number))
+    source, number = single(source, number)
     place = getattr(source, "place", None)
     return place(number) if place else f"{source.name}:{number + 1}"

@@ -17,8 +17,7 @@ from typing import Any
 from vlm_jax.data.formats.annotations import AnnotationSource
 from vlm_jax.data.formats.frames import FRAMES
 from vlm_jax.data.formats.meta import read_meta
-from vlm_jax.data.inspection.survey import parts_of
-from vlm_jax.data.sources import ManySources, Source
+from vlm_jax.data.sources import ManySources, Source, parts_of
 from vlm_jax.errors import UserError
 
 _JOIN = 1 << 20  # bytes written at a time

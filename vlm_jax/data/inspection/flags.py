@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.formats.open import KINDS, open_data
-from vlm_jax.data.inspection.survey import single
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.sources import PeekableSource, Source
-from vlm_jax.data.text.templates import TEMPLATES, Template, render
+from vlm_jax.data.sources import Source
+from vlm_jax.data.text.corpus import training_text
+from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
@@ -90,7 +89,7 @@ def prepare(flags: Any) -> Prepared:
         tokenizer = Tokenizer.load(flags.tokenizer).with_image_tokens()
         lengths = f"the tokenizer in {flags.tokenizer}"
     else:
-        tokenizer = Tokenizer.train(_texts(source, template), VOCABULARY)
+        tokenizer = Tokenizer.train(training_text(source, template, TRAINING_RECORDS), VOCABULARY)
         lengths = (
             f"a tokenizer of {tokenizer.vocab_size:,} words trained on this very data, for want of --model or "
             "--tokenizer; another one will count somewhat differently"
@@ -112,18 +111,6 @@ def _for_model(flags: Any, source: Source) -> Prepared:
     if flags.template:
         preparer = dataclasses.replace(preparer, template=TEMPLATES[flags.template])
     return Prepared(source, preparer, f"the tokenizer of {flags.model}")
-
-
-def _texts(source: Source, template: Template) -> Iterator[str]:
-    """Text as the model will see it, of records evenly spread over the data."""
-    for place in range(0, len(source), max(1, len(source) // TRAINING_RECORDS)):
-        part, number = single(source, place)
-        try:
-            conversation = part.peek(number) if isinstance(part, PeekableSource) else part[number]
-            spans = render(conversation.turns, template, [1] * len(conversation.images), 1)
-        except UserError:  # a bad record, which is counted later
-            continue
-        yield from (span.text for span in spans if span.image is None)
 
 
 def positive(text: str) -> int:

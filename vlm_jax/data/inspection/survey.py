@@ -14,7 +14,7 @@ import numpy as np
 from vlm_jax.data.plan.index import Index, index_of
 from vlm_jax.data.plan.measure import measure
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.sources import ManySources, Source
+from vlm_jax.data.sources import Source, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +54,6 @@ def survey(
     found = measure(source, preparer, deep=deep, workers=workers, advance=advance)
     groups, group_ids = _grouped(list(_group_names(source, found.tasks)))
     return Survey(index_of(found), found.sizes[:, 3].copy(), groups, group_ids)
-
-
-def single(source: Source, number: int) -> tuple[Source, int]:
-    """The single source that holds a record, which can often be looked at quickly, and the record's number there."""
-    while isinstance(source, ManySources):
-        source, number = source.part(number)
-    return source, number
-
-
-def parts_of(source: Source) -> list[Source]:
-    """The single sources that a source is made of."""
-    if not isinstance(source, ManySources):
-        return [source]
-    return [single for part in source.parts for single in parts_of(part)]
 
 
 def empty_parts(source: Source, bad: Collection[int]) -> Iterator[Source]:

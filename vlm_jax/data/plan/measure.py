@@ -14,7 +14,7 @@ from vlm_jax.data.conversation import Conversation, RecordError
 from vlm_jax.data.images import ImageError, decode_image
 from vlm_jax.data.prepare import Preparer, Size
 from vlm_jax.data.processes import in_order
-from vlm_jax.data.sources import ManySources, PeekableSource, Source
+from vlm_jax.data.sources import PeekableSource, Source, single
 from vlm_jax.errors import UserError
 
 WORTH_PROCESSES = 4096
@@ -96,8 +96,7 @@ def measure_record(source: Source, number: int, preparer: Preparer, *, deep: boo
     Raises:
       RecordError: it cannot be used.
     """
-    while isinstance(source, ManySources):
-        source, number = source.part(number)
+    source, number = single(source, number)
     if not deep and isinstance(source, PeekableSource):
         try:
             return _checked(source.peek(number), preparer)
