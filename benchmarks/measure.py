@@ -46,7 +46,7 @@ def ratios(ours: list[tuple[float, float]], other: list[tuple[float, float]]) ->
     for kind in (0, 1):
         a, b = [times[kind] for times in ours], [times[kind] for times in other]
         found += [min(a) / min(b), statistics.median(x / y for x, y in zip(a, b, strict=True))]
-    return tuple(found)  # type: ignore[return-value]
+    return found[0], found[1], found[2], found[3]
 
 
 def resident(process: int | str = "self") -> float:

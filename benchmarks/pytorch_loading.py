@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def reference_feed(dataset: Tiles, workers: int, batch_size: int) -> Iterator[int]:
+def reference_feed(dataset: Tiles, workers: int, batch_size: int) -> Generator[int]:
     """Endless; the number of conversations in each batch."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_size,
         shuffle=True,
         num_workers=workers,
@@ -149,7 +149,7 @@ def reference_feed(dataset: Tiles, workers: int, batch_size: int) -> Iterator[in
             yield len(batch["ids"])
 
 
-def our_feed(source: MemorySource, preparer: Preparer, config: MixtureConfig, workers: int) -> Iterator[int]:
+def our_feed(source: MemorySource, preparer: Preparer, config: MixtureConfig, workers: int) -> Generator[int]:
     """Endless; the number of conversations in each batch."""
     feed = batches(source, preparer, config, 0, workers=workers)
     try:
@@ -159,7 +159,7 @@ def our_feed(source: MemorySource, preparer: Preparer, config: MixtureConfig, wo
         feed.close()
 
 
-def speed(feed: Iterator[int], count: int, first: int) -> tuple[float, float]:
+def speed(feed: Generator[int], count: int, first: int) -> tuple[float, float]:
     """Conversations a second, and processor seconds for one, after the first batches."""
     for _ in range(first):
         next(feed)
@@ -170,7 +170,7 @@ def speed(feed: Iterator[int], count: int, first: int) -> tuple[float, float]:
         seen += next(feed)
     wall = time.perf_counter() - started
     busy = sum(map(processor_seconds, processes)) - busy
-    feed.close()  # type: ignore[attr-defined]
+    feed.close()
     return seen / wall, busy / seen
 
 

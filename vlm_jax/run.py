@@ -33,7 +33,7 @@ from vlm_jax.start import open_start
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.log import Clock, say
-from vlm_jax.training.loop import Trained, initial_params, train, with_steps
+from vlm_jax.training.loop import Trained, initial_params, open_quarantine, train, with_steps
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
 
@@ -79,13 +79,15 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
         say("\n".join(describe(jax.eval_shape(lambda: initial_params(recipe)), mesh)))
     splits = recipe.data.open(workdir.root, recipe.seed, say)
     tokenizer = _tokenizer(recipe, workdir, splits, start)
-    recipe = with_steps(recipe, workdir, splits, tokenizer, fresh=not complete(workdir.checkpoints))
+    quarantine = open_quarantine(recipe, workdir, splits)
+    recipe = with_steps(recipe, splits, tokenizer, quarantine, fresh=not complete(workdir.checkpoints))
     token_ids(recipe.system, tokenizer)  # the export needs them, and answers the token that ends a turn
     reason = why_not(recipe.system)
     if reason:
         say(f"no export/ will be written, only checkpoints: {reason}")
     benchmark = _benchmark(recipe, splits)
-    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, start.params if start else None)
+    given = start.params if start else None
+    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, quarantine, given)
     params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
     if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
         params = jax.device_put(params, jax.local_devices()[0])

@@ -67,7 +67,8 @@ def start(recipe, folder, splits, tokenizer, interrupt=None, devices=1, mesh=Non
     workdir = Workdir(folder)
     workdir.open(recipe)
     mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
-    return loop.train(recipe, workdir, splits, tokenizer, mesh, Clock(), interrupt or Interrupt())
+    quarantine = loop.open_quarantine(recipe, workdir, splits)
+    return loop.train(recipe, workdir, splits, tokenizer, mesh, Clock(), interrupt or Interrupt(), quarantine)
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +181,10 @@ def test_a_source_with_nothing_left_ends_the_run_and_is_listed(small, splits, to
         start(recipe, tmp_path, Splits(Memory(cut)), tokenizer)
     (tmp_path / "quarantine.jsonl").unlink()
     stages = tuple(dataclasses.replace(stage, steps=0, epochs=1.0) for stage in small.stages)
+    recipe, spoiled = dataclasses.replace(recipe, stages=stages), Splits(Memory(bad))
+    quarantine = loop.open_quarantine(recipe, Workdir(tmp_path), spoiled)
     with pytest.raises(UserError, match=message):
-        loop.with_steps(
-            dataclasses.replace(recipe, stages=stages), Workdir(tmp_path), Splits(Memory(bad)), tokenizer, True
-        )
+        loop.with_steps(recipe, spoiled, tokenizer, quarantine, True)
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 40
 
 

@@ -1,7 +1,7 @@
 """Prepares data once, as shuffled ArrayRecord files: `python -m vlm_jax.data.build --data=PATH --out=DIR`.
 
 PATH is whatever `data.formats.open` knows: a meta file, records in JSON, Parquet, ... DIR becomes a TFDS data set with
-the pictures inside, byte for byte, which spares training a search for millions of files:
+the pictures inside, byte for byte (but PPM as PNG), which spares training a search for millions of files:
 
     python -m vlm_jax.data.build --data=meta.json --test=held_out.jsonl --out=prepared/my_set/1.0.0
     python -m vlm_jax.main --config=... --config.data.type=tfds --config.data.directory=prepared/my_set/1.0.0
@@ -16,20 +16,17 @@ import sys
 from pathlib import Path
 
 from vlm_jax import cli
-from vlm_jax.data.quarantine import LIMIT, Quarantine, remove
-from vlm_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
     """Writes the data set."""
     flags = _parser().parse_args(arguments)
-    if not 0 <= flags.max_bad <= 1:
-        raise UserError(f"--max-bad: must lie in 0..1, got {flags.max_bad:g}")
     from vlm_jax.data.formats.open import open_data
     from vlm_jax.data.formats.shards import data_set_name, write_shards
     from vlm_jax.data.inspection.flags import folder_for
+    from vlm_jax.data.quarantine import Quarantine, remove
 
-    listed = flags.quarantine or Path("quarantine.jsonl")
+    listed = flags.quarantine
     folder_for(listed, "--quarantine")
     data_set_name(flags.out)
     given = {"train": flags.data, "validation": flags.validation, "test": flags.test}
@@ -55,6 +52,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> cli.ArgumentParser:
+    from vlm_jax.data.inspection.flags import add_bad_flags
+
     parser = cli.ArgumentParser(prog="python -m vlm_jax.data.build", description=__doc__)
     parser.add_argument("--data", required=True, metavar="PATH", help="what becomes the split `train`")
     parser.add_argument("--validation", metavar="PATH", help="what becomes the split `validation`")
@@ -64,16 +63,7 @@ def _parser() -> cli.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
     parser.add_argument("--shards", type=int, metavar="N", help="files of a split (default: one for every 256 MiB)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
-    parser.add_argument(
-        "--quarantine", type=Path, metavar="FILE", help="list of bad records (default: quarantine.jsonl here)"
-    )
-    parser.add_argument(
-        "--max-bad",
-        type=float,
-        default=LIMIT,
-        metavar="X",
-        help=f"share of bad records that ends it (default: {LIMIT:g})",
-    )
+    add_bad_flags(parser)
     return parser
 
 

@@ -69,7 +69,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     from vlm_jax.data.inspection import flags as shared
-    from vlm_jax.data.quarantine import LIMIT
 
     parser = cli.ArgumentParser(prog="python -m vlm_jax.data.check", description=_HELP)
     shared.add_flags(parser)
@@ -77,20 +76,7 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument(
         "--fix", type=Path, metavar="OUT.json", help="write a clean copy: a meta file beside new .jsonl"
     )
-    parser.add_argument(
-        "--quarantine",
-        type=Path,
-        default=Path("quarantine.jsonl"),
-        metavar="FILE",
-        help="where bad records are listed (default: %(default)s in the current folder)",
-    )
-    parser.add_argument(
-        "--max-bad",
-        type=shared.share,
-        default=LIMIT,
-        metavar="SHARE",
-        help="share of all records that may be bad (default: %(default)s)",
-    )
+    shared.add_bad_flags(parser)
     parser.add_argument("--workers", type=shared.natural, metavar="N", help="processes (default: one for every core)")
     return parser.parse_args(argv)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints import Checkpoints
+from vlm_jax.checkpoints import Checkpoints, complete
 from vlm_jax.data.feed import read_ahead
 from vlm_jax.data.pipeline import START, Batches, NothingLeftError, Position
 from vlm_jax.data.plan.index import load_index
@@ -68,6 +68,7 @@ def train(
     mesh: Mesh,
     clock: Clock,
     interrupt: Interrupt,
+    quarantine: Quarantine,
     start: dict[str, Any] | None = None,
 ) -> Trained:
     """Runs the stages that are still to do; without a checkpoint, from `start` where it has a part, else from scratch.
@@ -82,7 +83,6 @@ def train(
     progress = Progress()
     params = jax.eval_shape(lambda: initial_params(recipe))
     number = checkpoints.latest()
-    quarantine = open_quarantine(recipe, workdir, splits, fresh=number is None)
     if number is None:
         params = _fresh_params(recipe, mesh, start or {})
     else:
@@ -121,14 +121,14 @@ def _fresh_params(recipe: Recipe, mesh: Mesh, start: dict[str, Any]) -> dict[str
     return {**drawn, **{part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}}
 
 
-def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits, fresh: bool) -> Quarantine:
-    """The list of bad records of the run, empty for a fresh one.
+def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits) -> Quarantine:
+    """The list of bad records of the run, empty as long as nothing was trained.
 
     A host that is not the first keeps one of its own, as only one may write a file.
     """
     number = jax.process_index()
     path = workdir.quarantine.with_suffix(f".{number}.jsonl") if number else workdir.quarantine
-    if fresh:
+    if not complete(workdir.checkpoints):
         remove(path)  # of an attempt that was refused
     return Quarantine(path, len(splits.train), recipe.max_bad, source=splits.train.name, setting="config.max_bad")
 
@@ -165,19 +165,18 @@ def check_stages(
         say(f"{quarantine.summary()}; see {quarantine.path}")
 
 
-def with_steps(recipe: Recipe, workdir: Workdir, splits: Splits, tokenizer: Tokenizer, fresh: bool) -> Recipe:
+def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, quarantine: Quarantine, fresh: bool) -> Recipe:
     """The recipe with every stage's epochs counted as steps: a step is a batch of the plan.
 
     Args:
       recipe: the recipe.
-      workdir, splits, tokenizer: of the run.
+      splits, tokenizer, quarantine: of the run.
       fresh: nothing was trained yet, so that records that could not be used are looked at once more.
 
     Raises:
       UserError: as `stage_batches`.
     """
     stages = []
-    quarantine = open_quarantine(recipe, workdir, splits, fresh)
     if fresh:
         for i in range(len(recipe.stages)):
             load_index(splits.train, stage_preparer(recipe, i, tokenizer), again=True)
@@ -216,10 +215,11 @@ def stage_batches(
     try:
         return Batches(splits.train, preparer, data, recipe.seed, start, stage=index, rows=rows)
     except UserError as error:
+        message = f"config.stages[{index}].data: {error}"
         if quarantine is not None and isinstance(error, NothingLeftError):
             quarantine.write(error.bad)
-            error = f"{error}. {quarantine.summary()}; see {quarantine.path}"
-        raise UserError(f"config.stages[{index}].data: {error}") from None
+            message += f". {quarantine.summary()}; see {quarantine.path}"
+        raise UserError(message) from None
 
 
 def _restore_params(checkpoints: Checkpoints, number: int, shapes: Any, mesh: Mesh) -> dict[str, Any]:

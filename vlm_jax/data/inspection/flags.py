@@ -1,4 +1,4 @@
-"""The flags that `vlm_jax.data.check` and `vlm_jax.data.show` share: which data, and for which model it is prepared.
+"""The flags that `vlm_jax.data`'s commands share: which data, for which model it is prepared, what of bad records.
 
 Without a model folder the sizes are those of Mini-InternVL. Without a tokenizer either, one is trained on the data's
 own text, as a run from scratch does; there is none to fall back on without a download, and characters are no measure of
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vlm_jax.data.formats.open import KINDS, open_data
 from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.quarantine import LIMIT
 from vlm_jax.data.sources import Source
 from vlm_jax.data.text.corpus import training_text
 from vlm_jax.data.text.templates import TEMPLATES
@@ -68,6 +69,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--tokens", type=positive, metavar="N", help="tokens of a row (default: chosen from the data)")
     data.add_argument("--tiles", type=positive, metavar="N", help="tile slots of a row (default: chosen from the data)")
+
+
+def add_bad_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags about bad records."""
+    parser.add_argument(
+        "--quarantine",
+        type=Path,
+        default=Path("quarantine.jsonl"),
+        metavar="FILE",
+        help="where bad records are listed (default: %(default)s in the current folder)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=share,
+        default=LIMIT,
+        metavar="SHARE",
+        help="share of all records that may be bad (default: %(default)s)",
+    )
 
 
 def prepare(flags: Any) -> Prepared:
