@@ -103,7 +103,9 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, KVCache | None, dict[str, Any]]:
         c, dtype = self.config, self.compute.dtype
         norm = partial(Norm, "rms_norm", c.norm_eps, dtype)
-        shape = AttentionShape(c.width, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, False, c.qk_norm, c.norm_eps)
+        shape = AttentionShape(
+            c.width, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, False, c.qk_norm, c.norm_eps, causal=True
+        )
         y, cache = Attention(shape, self.compute, name="attention")(norm(name="attention_norm")(x), side, cache)
         x = x + y
         x = x + MLP(c.mlp_width, c.activation, True, False, dtype, name="mlp")(norm(name="mlp_norm")(x))
