@@ -12,7 +12,7 @@ from vlm_jax.convert.folders import parameter_shapes
 from vlm_jax.convert.towers import tower_shapes
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import ACTIVATIONS, Compute
-from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer, normalise
+from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer, init_tower, normalise, waves
 from vlm_jax.models.vlm import VLM
 
 CLIP_L = VisionConfig(
@@ -159,3 +159,22 @@ def test_a_model_without_class_token_hands_on_every_patch():
 def test_impossible_configs(fields, message):
     with pytest.raises(UserError, match=message):
         VisionConfig(**fields)
+
+
+def test_waves_tell_every_place_of_a_tile_apart():
+    grid, width = 8, 66
+    places = np.asarray(waves(grid, width)).reshape(grid, grid, width)
+    half = width // 4 * 2
+    np.testing.assert_array_equal(places[:, :, :half], np.broadcast_to(places[:, :1, :half], (grid, grid, half)))
+    np.testing.assert_array_equal(places[0, :, half : 2 * half], places[:, 0, :half])
+    assert not places[:, :, 2 * half :].any()
+    flat = places.reshape(grid * grid, width)
+    products = flat @ flat.T / (width // 4 * 2)
+    np.testing.assert_allclose(np.diag(products), 1.0, rtol=1e-5)
+    assert (products - np.eye(grid * grid)).max() < 0.95
+
+    config = VisionConfig(image_size=16, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
+    plain = init_tower(config, jax.random.key(0))["position_embedding"]
+    waved = init_tower(dataclasses.replace(config, position_waves=0.3), jax.random.key(0))["position_embedding"]
+    np.testing.assert_array_equal(plain[0], waved[0])  # of the class token
+    np.testing.assert_allclose(waved[1:] - plain[1:], 0.3 * waves(4, 16), atol=1e-6)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import repeat
 from jaxtyping import Array, Float, UInt8
 
 from vlm_jax.config import config_class
@@ -54,6 +55,8 @@ class VisionConfig:
       patch_bias: bias of the patch embedding.
       embedding_norm: a norm of patches plus positions before the first layer (CLIP's `pre_layrnorm`).
       final_norm: a norm of all tokens after the last layer (SigLIP's `post_layernorm`; CLIP's belongs to its pooling).
+      position_waves: amplitude of `waves` in the initial values of the learned positions. Where a tower begins from
+        nothing it learns sooner where things are; what is loaded into it knows nothing of this.
       mean, std: of each channel, for pixels in 0..1; what enters the patch embedding is (pixel - mean) / std.
     """
 
@@ -75,6 +78,7 @@ class VisionConfig:
     patch_bias: bool = True
     embedding_norm: bool = False
     final_norm: bool = False
+    position_waves: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -159,7 +163,7 @@ class VisionTransformer(nn.Module):
         if c.class_token:
             token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, c.width)), x], axis=1)
-        positions = self.param("position_embedding", nn.initializers.normal(0.02), (c.tokens, c.width))
+        positions = self.param("position_embedding", _init_positions, c)
         x = constrain(x + positions.astype(x.dtype), "batch", None, None)
         if c.embedding_norm:
             x = Norm(c.norm, c.norm_eps, dtype, name="embedding_norm")(x)
@@ -172,6 +176,30 @@ class VisionTransformer(nn.Module):
         if c.final_norm:
             x = Norm(c.norm, c.norm_eps, dtype, name="final_norm")(x)
         return x, captured
+
+
+def _init_positions(key: jax.Array, config: VisionConfig) -> Float[Array, "N1 D"]:
+    """Small random values, and the waves that the config asks for where the patches are."""
+    positions = nn.initializers.normal(0.02)(key, (config.tokens, config.width))
+    if not config.position_waves:
+        return positions
+    return positions.at[config.first_patch :].add(config.position_waves * waves(config.grid, config.width))
+
+
+def waves(grid: int, width: int) -> Float[Array, "N D"]:
+    """Sines and cosines of the row (first half of the width) and column (second half) of each patch, in raster order.
+
+    As the fixed positions of MAE (He et al. 2021), but with wavelengths from 4 patches to 4 sides of a tile, which suit
+    the few patches of a small tile. What a width of no whole number of quarters leaves over is 0.
+    """
+    turns = jnp.pi / 2 * grid ** -jnp.linspace(0.0, 1.0, width // 4)
+    angles = jnp.arange(grid)[:, None] * turns
+    place = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    both = [
+        repeat(place, "row d -> (row column) d", column=grid),
+        repeat(place, "column d -> (row column) d", row=grid),
+    ]
+    return jnp.pad(jnp.concatenate(both, axis=1), ((0, 0), (0, width % 4)))
 
 
 def init_tower(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
