@@ -135,6 +135,23 @@ def render(
     )
 
 
+def table(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The scores in lines for a terminal: a task a line, with its baselines and the controls that were asked for."""
+    columns = {name: 0 for task in tasks.values() for name in references(task)}
+    lines = [f"{'task':<10} {'metric':<18} {'score':>6}" + "".join(f"  {name:>8}" for name in columns)] if tasks else []
+    for name, task in tasks.items():
+        line = f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}"
+        given = references(task)
+        lines.append(line + "".join(f"  {given[c]:>8.1%}" if c in given else f"  {'-':>8}" for c in columns))
+    return lines
+
+
+def references(task: Mapping[str, Any]) -> dict[str, float]:
+    """What a task's score stands beside, by name: the baselines, then the controls; without what was not measured."""
+    both = {**task["baselines"], **task.get("controls", {})}
+    return {name: value for name, value in both.items() if value is not None}
+
+
 def _task(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
     baselines = {key: value for key, value in score["baselines"].items() if value is not None}
     best = max(baselines.values(), default=0.0)
