@@ -1,8 +1,8 @@
 """Pages for people: one file that opens offline, from a template that extends `page.html`.
 
-`page.html` holds what all pages share: the head, colours in light and dark, panels, facts, pictures with their tiles and
-boxes. `parts.html` holds their macros. Everything that is not markup of a template is escaped, because names, questions
-and predictions are untrusted text; and the page may load nothing and run nothing.
+`page.html` holds what all pages share: the head, colours in light and dark, panels, facts, pictures with their tiles
+and boxes. `parts.html` holds their macros. Everything that is not markup of a template is escaped, because names,
+questions and predictions are untrusted text; and the page may load nothing and run nothing.
 """
 
 from __future__ import annotations

@@ -150,7 +150,18 @@ def majority_answers(benchmark: Benchmark, reference: Records | None = None) -> 
     missing = [task for task, answers in golds.items() if not answers]
     if missing:
         raise UserError(f"the reference split of the majority baseline has no question of task '{missing[0]}'")
-    return {task: _best_constant(METRICS[benchmark.metric_by_task[task]], golds[task]) for task in golds}
+    return {task: best_constant(METRICS[benchmark.metric_by_task[task]], golds[task]) for task in golds}
+
+
+def best_constant(metric: Metric, golds: Sequence[str]) -> str:
+    """The answer that scores best if it is given to every question with these gold answers; see `majority_answers`."""
+    counts = collections.Counter(golds)
+    candidates = sorted(counts, key=lambda text: (-counts[text], text))[:CONSTANT_CANDIDATES]
+    if metric is METRICS["exact_match"]:
+        return candidates[0]
+    step = max(1, len(golds) // CONSTANT_REFERENCES)
+    sample = golds[::step]
+    return max(candidates, key=lambda candidate: sum(metric(candidate, [gold]) for gold in sample))
 
 
 def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -161,16 +172,6 @@ def bootstrap_interval(scores: Sequence[float], *, seed: int = 0, level: float =
     draws = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
     low, high = np.quantile(draws @ values / n, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _best_constant(metric: Metric, golds: Sequence[str]) -> str:
-    counts = collections.Counter(golds)
-    candidates = sorted(counts, key=lambda text: (-counts[text], text))[:CONSTANT_CANDIDATES]
-    if metric is METRICS["exact_match"]:
-        return candidates[0]
-    step = max(1, len(golds) // CONSTANT_REFERENCES)
-    sample = golds[::step]
-    return max(candidates, key=lambda candidate: sum(metric(candidate, [gold]) for gold in sample))
 
 
 def _ask(
