@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_jax.config import flatten
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.images import decode_image
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation import controls, runner
 from vlm_jax.evaluation.benchmarks import Question, pocket
-from vlm_jax.training.recipe import EvaluationConfig
+from vlm_jax.training.recipe import MAY_CHANGE, EvaluationConfig
 
 
 def png(pixels):
@@ -242,3 +243,8 @@ def test_a_recipe_knows_the_same_controls():
     assert EvaluationConfig().controls == ("blank",)
     with pytest.raises(UserError, match=r"config.evaluation.controls: each at most once, got blank, blank"):
         EvaluationConfig(controls=("blank", "blank"))
+
+
+def test_a_run_from_before_there_were_controls_can_be_continued_with_them():
+    before, now = flatten({"evaluation": {"limit": 0}}), flatten({"evaluation": {"limit": 0, "controls": ["blank"]}})
+    assert all(path.startswith(MAY_CHANGE) for path in now.keys() - before.keys())

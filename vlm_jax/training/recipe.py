@@ -227,6 +227,7 @@ def recipe_config(**fields: Any) -> Any:
 MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
+    "config.evaluation.controls",
     "config.data.directory",
     "config.data.name",
     "config.data.data_dir",
