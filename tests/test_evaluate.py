@@ -71,13 +71,35 @@ def test_the_file_holds_settings_scores_and_rows(flags, capsys):
     assert (written["benchmark"], written["split"], written["max_new_tokens"]) == ("pocket", "test", 5)
     assert [row["prediction"] for row in written["rows"]] == ["1"] * 4
     assert written["rows"][0]["grids"] == [[2, 1]]
-    assert "asking pocket: 8/8 done" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "asking pocket: 8/8 done" in said.err
+    assert [line.split() for line in said.out.splitlines()] == [
+        ["task", "metric", "score", "majority", "blank"],
+        ["digits", "exact_match", "75.0%", "25.0%", "0.0%"],
+    ]
 
 
 def test_limit_and_no_blank(flags):
     written = run(flags, "--limit=2", "--no_blank")
     assert len(written["rows"]) == 2
     assert written["tasks"]["digits"]["baselines"] == {"majority": 0.0, "blank": None}
+
+
+def test_controls(flags, capsys):
+    written = run(flags, "--controls=wrong,shuffled")
+    assert written["controls"] == ["wrong", "shuffled"]
+    task = written["tasks"]["digits"]
+    assert task["baselines"] == {"majority": 0.25, "blank": None}
+    # All pictures are the same red one, so shuffling changes nothing, and there is no wrong one.
+    assert task["controls"] == {"wrong": None, "shuffled": 0.75}
+    said = capsys.readouterr()
+    assert "12/12 done" in said.err
+    assert said.out.splitlines()[0].split() == ["task", "metric", "score", "majority", "shuffled"]
+
+
+def test_no_blank_keeps_the_other_controls(flags):
+    assert run(flags, "--controls=blank,shuffled", "--no_blank")["controls"] == ["shuffled"]
+    assert run(flags, "--controls=")["tasks"]["digits"]["baselines"]["blank"] is None
 
 
 @pytest.mark.parametrize(
@@ -87,6 +109,7 @@ def test_limit_and_no_blank(flags):
         ("model", "nowhere", "--model: nowhere: no such folder"),
         ("data", "nowhere", "--data: nowhere: no such file or folder"),
         ("out", "nowhere/x.json", "--out: nowhere/x.json: its folder does not exist"),
+        ("controls", "blank,rong", "--controls: unknown control 'rong'; did you mean 'wrong'"),
         ("batch_size", "0", "--batch_size: must be at least 1"),
         ("max_new_tokens", "many", "--max_new_tokens: invalid int value: 'many'"),
         ("colour", "red", "unrecognized arguments: --colour=red"),
@@ -103,6 +126,7 @@ def test_the_command_itself_teaches_and_fails_in_one_line():
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
     assert helped.returncode == 0
     assert "pocket     The pocket data" in helped.stdout
+    assert "wrong      The pictures of another question" in helped.stdout
     failed = subprocess.run([*command, "--model=x"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: the following arguments are required: --benchmark")

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ Asks a trained model every question of a benchmark and scores the answers.
 
 Each score comes with a 95 % interval and two baselines that a model which
 looks at its pictures must beat: the best constant answer (what guessing
-gives), and the same model shown grey pictures of the same size.
+gives), and the same model shown grey pictures of the same size. More controls
+ask whether it looks (see the list below): under each its scores must fall.
 """
 
 EPILOG = """\
@@ -43,16 +45,22 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
       UserError: for a flag, model folder, benchmark or data that cannot be used.
     """
+    from vlm_jax.evaluation.report import table
+
     args = _parser().parse_args(arguments)
     _check(args)
     result, settings = _evaluate(args)
     _write(args, result, settings)
+    sys.stdout.write("".join(f"{line}\n" for line in table(result.report())))
 
 
 def _parser() -> cli.ArgumentParser:
     from vlm_jax.evaluation.benchmarks import BENCHMARKS
+    from vlm_jax.evaluation.controls import CONTROLS
 
     known = "".join(f"  {name:<10} {inspect.getdoc(read).splitlines()[0]}\n" for name, read in BENCHMARKS.items())
+    known += "\ncontrols:\n"
+    known += "".join(f"  {name:<10} {inspect.getdoc(make).splitlines()[0]}\n" for name, make in CONTROLS.items())
     parser = cli.ArgumentParser(prog="python -m vlm_jax.evaluate", description=DESCRIPTION, epilog=EPILOG + known)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="training workdir, or HF folder of a converted model")
@@ -67,17 +75,31 @@ def _parser() -> cli.ArgumentParser:
         help="split that the constant answers of the majority baseline are taken from (default: %(default)s)",
     )
     add("--limit", type=int, metavar="N", help="ask only the first N questions of each task")
+    add(
+        "--controls",
+        type=_names,
+        default=("blank",),
+        metavar="NAME,...",
+        help="ask everything again under these (see the list below), each as long as the first time (default: blank)",
+    )
     add("--no_blank", action="store_true", help="leave the grey pictures out: half the time, one baseline less")
     add("--batch_size", type=int, default=16, metavar="N", help="questions answered at once (default: %(default)s)")
     add("--max_new_tokens", type=int, default=64, metavar="N", help="longest answer, in tokens (default: %(default)s)")
     return parser
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _check(args: Any) -> None:
     """Finds what can be known to be wrong before anything heavy is loaded."""
-    from vlm_jax.evaluation import benchmarks
+    from vlm_jax.evaluation import benchmarks, controls
 
     benchmarks.reader(args.benchmark)
+    controls.check_names(args.controls, "--controls")
+    if args.no_blank:
+        args.controls = tuple(name for name in args.controls if name != "blank")
     for flag in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(args, flag)
         if value is not None and value < 1:
@@ -100,13 +122,13 @@ def _evaluate(args: Any) -> tuple[Any, dict[str, Any]]:
         benchmark = benchmark.limited(args.limit)
     reference = open_data(args.data, split=args.reference_split) if Path(args.data).is_dir() else None
     model = vlm_jax.load(args.model)
-    total = len(benchmark.questions) * (1 if args.no_blank else 2)
+    total = len(benchmark.questions) * (1 + len(args.controls))
     with cli.progress(f"asking {benchmark.name}", total) as advance:
         result = runner.evaluate(
             functools.partial(model.answer, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size),
             benchmark,
             reference=reference,
-            blank=not args.no_blank,
+            controls=args.controls,
             grid=model.system.grid,
             chunk_size=CHUNK_BATCHES * args.batch_size,
             progress=advance,

@@ -24,7 +24,7 @@ from vlm_jax.data.text.corpus import training_text
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.benchmarks import Benchmark, questions
-from vlm_jax.evaluation.report import write_report
+from vlm_jax.evaluation.report import table, write_report
 from vlm_jax.evaluation.runner import EvaluationResult, evaluate
 from vlm_jax.files import is_full_disk
 from vlm_jax.inference.model import Model
@@ -132,11 +132,12 @@ def _benchmark(recipe: Recipe, splits: Splits) -> Benchmark | None:
 
 def _evaluate(recipe: Recipe, model: Model, benchmark: Benchmark, splits: Splits) -> EvaluationResult:
     settings = recipe.evaluation
-    with progress("answering", 2 * len(benchmark.questions)) as advance:
+    with progress("answering", (1 + len(settings.controls)) * len(benchmark.questions)) as advance:
         return evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
             benchmark,
             reference=splits.validation,
+            controls=settings.controls,
             grid=recipe.system.grid,
             chunk_size=10 * settings.batch_size,
             progress=advance,
@@ -187,11 +188,8 @@ def _write(
 
 
 def _summary(report: dict[str, Any], workdir: Workdir) -> None:
-    if report["tasks"]:
-        say(f"{'task':<10} {'metric':<18} {'score':>6}  {'majority':>8}  {'blank':>6}")
-    for name, task in report["tasks"].items():
-        base = task["baselines"]
-        say(f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}  {base['majority']:>8.1%}  {base['blank']:>6.1%}")
+    for line in table(report["tasks"]):
+        say(line)
     say(
         f"done in {report['wall_seconds'] / 60:.1f} minutes, {report['peak_memory_bytes'] / 2**30:.1f} GiB at most; "
         f"open {workdir.root / 'report.html'}, or talk to it: python -m vlm_jax.chat --model={workdir.root}"

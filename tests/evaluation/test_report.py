@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation import charts, gallery
-from vlm_jax.evaluation.report import REPORT_KEYS, write_report
+from vlm_jax.evaluation.report import REPORT_KEYS, table, write_report
 
 EVIL = "<script>alert('x')</script><img src=https://evil.example/a.png> & \"quoted\""
 
@@ -117,7 +117,7 @@ def test_predictions_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path):
     assert "".join(page.texts).count(EVIL) >= 4
     sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "data", "action")]
     assert sources
-    assert all(value.startswith("data:image/png;base64,") for value in sources)
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in sources)
     styles = text[text.index("<style>") : text.index("</style>")]
     assert not re.search(r"url\(|@import|https?:", styles)
     assert "default-src 'none'" in text
@@ -129,6 +129,76 @@ def test_a_task_that_does_not_stand_out_says_so(tmp_path):
     assert "+60.0 over both baselines" in digits
     assert "+30.0 to the better baseline, within the noise" in point
     assert "blank" not in point.split("</section>")[0]
+
+
+def test_controls_stand_beside_the_baselines_and_what_they_do_not_bring_down_is_marked(tmp_path):
+    task = report()["tasks"]["digits"]
+    blind = dict(task, controls={"shuffled": 0.8, "wrong": 0.1})
+    answers = "0123456789" * 2
+    rows = [
+        row(
+            i,
+            answers=[a],
+            prediction=a,
+            shuffled_prediction=a,
+            shuffled_score=1.0,
+            wrong_prediction="?",
+            wrong_score=0.0,
+        )
+        for i, a in enumerate(answers)
+    ]
+    text = written(tmp_path, rows, report=report(tasks={"digits": blind}))
+    (digits,) = text.split('<div class="score">')[1:]
+    assert '<span class="above"><i class="key shuffled"></i>shuffled 80.0 ↑</span>' in digits
+    assert '<span><i class="key wrong-picture"></i>wrong 10.0</span>' in digits
+    assert "<dt>shuffled</dt>" in text
+    assert "colours alone of a shuffled picture" in text
+    text = written(tmp_path, rows)
+    assert '<i class="key wrong-picture">' not in text
+    assert "what it scores above that, it sees" in text
+
+
+def test_a_control_that_says_what_the_words_give_away_is_not_marked(tmp_path):
+    """One answer for each kind of question explains it, though no one answer for all questions does."""
+    kinds = [("Which day?", "Monday"), ("Which size?", "large"), ("Which colour?", "red")]
+    rows = [
+        row(9 * i + j, question=f"{question} {j}", answers=[answer], prediction=answer, blank_score=1.0)
+        for i, (question, answer) in enumerate(kinds)
+        for j in range(9)
+    ]
+    task = dict(report()["tasks"]["digits"], baselines={"majority": 1 / 3, "blank": 1.0})
+    assert "↑" not in written(tmp_path, rows, report=report(tasks={"digits": task}))
+    mixed = [dict(r, question="Well?") for r in rows]
+    assert "blank 100.0 ↑" in written(tmp_path, mixed, report=report(tasks={"digits": task}))
+
+
+def test_the_table_for_a_terminal_has_a_column_for_what_was_measured():
+    task = report()["tasks"]["digits"]
+    lines = table({"a": task, "b": dict(task, baselines={"majority": 0.1, "blank": None}, controls={"wrong": 0.25})})
+    assert [line.split() for line in lines] == [
+        ["task", "metric", "score", "majority", "blank", "wrong"],
+        ["a", "exact_match", "80.0%", "10.0%", "20.0%", "-"],
+        ["b", "exact_match", "80.0%", "10.0%", "-", "25.0%"],
+    ]
+    assert table({}) == []
+
+
+def test_figures_of_a_stage_are_a_row_of_the_table(tmp_path):
+    metrics_lines(tmp_path, {"stage": "teacher", "step": 1, "validation": {"mean": 0.375}})
+    stages = {"teacher": {"steps": 30, "seconds": 60.0, "first_loss": 7.0, "last_loss": 0.5, "tiles_seen": 41234.0}}
+    page = Page(written(tmp_path, [row(0)], report=report(stages=stages)))
+    texts = [text.strip() for text in page.texts if text.strip()]
+    start = texts.index("stage")
+    assert texts[start : start + 12] == [
+        *("stage", "steps", "time", "loss", "validation", "tiles seen"),
+        *("teacher", "30", "1 min 0 s", "7 → 0.5", "37.5 %", "41.2 k"),
+    ]
+
+
+def test_a_run_that_measured_nothing_has_a_page(tmp_path):
+    page = Page(written(tmp_path, [], report=report(tasks={}, stages={})))
+    assert not page.open
+    assert ("href", "#scores") not in page.attributes
 
 
 def test_curves_show_the_last_word_on_each_step_and_count_half_lines(tmp_path):
@@ -162,18 +232,6 @@ def test_a_long_curve_is_averaged_into_bins():
     points = charts.curve("loss", entries, "loss").points.split()
     assert len(points) == charts.MAX_POINTS
     assert {point.split(",")[1] for point in points} <= {f"{y:.1f}" for y in np.arange(0, 1000, 0.1)}
-
-
-def test_scores_by_tiles_and_by_size():
-    rows = [row(0), row(1, score=0.0), row(2, tiles=6, width=300), row(3, "chart", tiles=6, score=0.5)]
-    table = charts.by_tiles(rows)
-    assert table == {
-        "columns": ["2 tiles", "6 tiles"],
-        "lines": [("digits", [(0.5, 2), (1.0, 1)]), ("chart", [None, (0.5, 1)])],
-    }
-    assert charts.by_size(rows)["columns"] == ["≤ 64 px", "≤ 512 px"]
-    assert charts.by_tiles([row(0), row(1)]) is None
-    assert charts.by_tiles([row(0, tiles=None), row(1)]) is None
 
 
 def test_the_gallery_is_drawn_by_seed_with_tasks_taking_turns_and_no_eye_on_the_score():

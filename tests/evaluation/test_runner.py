@@ -81,7 +81,7 @@ def test_evaluate_scores_pictures_blanks_and_majority():
     )
     score = result.tasks["digits"]
     assert score.value == pytest.approx(5 / 6)
-    assert score.blank == pytest.approx(2 / 6)  # "0" twice
+    assert score.controls["blank"] == pytest.approx(2 / 6)  # "0" twice
     assert (score.majority_answer, score.majority) == ("1", pytest.approx(1 / 6))
     assert score.n == 6
     assert score.interval[0] < score.value <= score.interval[1]
@@ -101,14 +101,15 @@ def test_evaluate_scores_pictures_blanks_and_majority():
         "grids": [[2, 1]],
         "tiles": 2,
     }
-    assert result.report()["digits"]["baselines"] == {"majority": score.majority, "blank": score.blank}
+    assert result.report()["digits"]["baselines"] == {"majority": score.majority, "blank": score.controls["blank"]}
 
 
 def test_without_a_reference_the_majority_comes_from_the_benchmark_and_is_no_weaker():
     benchmark = pocket([asked(i, gold) for i, gold in enumerate("2212")])
-    result = runner.evaluate(oracle, benchmark, blank=False)
+    result = runner.evaluate(oracle, benchmark, controls=())
     assert result.tasks["digits"].majority_answer == "2"
-    assert result.tasks["digits"].blank is None
+    assert result.tasks["digits"].controls == {}
+    assert result.report()["digits"]["baselines"]["blank"] is None
     assert result.rows[0]["blank_prediction"] is None
 
 

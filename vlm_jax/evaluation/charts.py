@@ -1,4 +1,4 @@
-"""Figures of the report as plain values for the template: curves as polylines, breakdowns as tables.
+"""Figures of the report as plain values for the template: curves as polylines, numbers in words.
 
 Geometry only; colours and sizes belong to the stylesheet. Curves live in a 1000 x 1000 square that the page stretches.
 """
@@ -50,6 +50,8 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """Reads a file of JSON lines with at least `stage` and `step`; a missing file holds nothing.
 
+    `validation_mean` of an entry is the `mean` of its `validation`, where it has one.
+
     A run that was killed and continued writes some steps twice: the later line counts. It may also leave half a line:
     such lines are counted, and the report says so.
     """
@@ -60,6 +62,8 @@ def read_metrics(path: Path) -> Metrics:
         try:
             entry = json.loads(line)
             stages.setdefault(str(entry["stage"]), {})[int(entry["step"])] = entry
+            if isinstance(entry.get("validation"), dict):
+                entry["validation_mean"] = entry["validation"].get("mean")
         except (ValueError, TypeError, KeyError):
             unreadable += 1
     ordered = {stage: [steps[step] for step in sorted(steps)] for stage, steps in stages.items()}
@@ -71,13 +75,13 @@ def curve(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Curve | 
 
     The scale is logarithmic where all values are positive and span more than a factor of 30.
     """
-    drawn = [(e["step"], e[key]) for e in entries if isinstance(e.get(key), int | float) and math.isfinite(e[key])]
+    drawn = [(e["step"], e[key]) for e in entries if is_number(e.get(key))]
     if len(drawn) < 2:
         return None
     bins = np.array_split(np.array(drawn, np.float64), min(MAX_POINTS, len(drawn)))
     steps, values = np.array([chunk.mean(axis=0) for chunk in bins]).T
     log = values.min() > 0 and values.max() > 30 * values.min() and key != "learning_rate"
-    y_ticks, place = _axis(values, log, intervals=2 if key == "learning_rate" else 4)
+    y_ticks, place = axis(values, log, intervals=2 if key == "learning_rate" else 4)
     across = (steps - steps[0]) / max(steps[-1] - steps[0], 1e-9)
     points = " ".join(f"{SIDE * x:.1f},{SIDE * place(y):.1f}" for x, y in zip(across, values, strict=True))
     x_ticks = [(0.0, f"{drawn[0][0]:,.0f}"), (100.0, f"{drawn[-1][0]:,.0f}")]
@@ -85,8 +89,9 @@ def curve(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Curve | 
     return Curve(name, points, x_ticks, y_ticks, number(values[0]), number(values[-1]), scale)
 
 
-def _axis(values: np.ndarray, log: bool, intervals: int) -> tuple[list[tuple[float, str]], Callable[[float], float]]:
-    """Ticks at round values, and the map from a value to its place from the top, in [0, 1]."""
+def axis(values: np.ndarray, log: bool, intervals: int) -> tuple[list[tuple[float, str]], Callable[[float], float]]:
+    """Ticks at round values (place in per cent from the top, label), and the map from a value to its place in [0, 1]
+    from the top."""
     from matplotlib import ticker
 
     low, high = float(values.min()), float(values.max())
@@ -107,48 +112,9 @@ def _axis(values: np.ndarray, log: bool, intervals: int) -> tuple[list[tuple[flo
     return [(100 * place(t), number(t)) for t in ticks], place
 
 
-def breakdown(
-    rows: Sequence[Mapping[str, Any]], bucket: Callable[[Mapping[str, Any]], Any], label: Callable[[Any], str]
-) -> dict[str, Any] | None:
-    """Mean score by task (rows) and bucket (columns); None where fewer than two buckets occur.
-
-    Args:
-      rows: rows of an `EvaluationResult`.
-      bucket: a sortable bucket of a row, or None to leave the row out.
-      label: how a bucket is called.
-
-    Returns:
-      `columns` (labels) and `lines`: (task, [(mean score, n) or None for an empty cell]).
-    """
-    cells: dict[tuple[str, Any], list[float]] = {}
-    for row in rows:
-        if (place := bucket(row)) is not None:
-            cells.setdefault((row["task"], place), []).append(row["score"])
-    buckets = sorted({place for _, place in cells})
-    if len(buckets) < 2:
-        return None
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-
-    def cell(task: str, place: Any) -> tuple[float, int] | None:
-        scores = cells.get((task, place))
-        return (float(np.mean(scores)), len(scores)) if scores else None
-
-    lines = [(task, [cell(task, place) for place in buckets]) for task in tasks]
-    return {"columns": [label(place) for place in buckets], "lines": lines}
-
-
-def by_tiles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Score by number of tiles (thumbnails not counted)."""
-    return breakdown(rows, lambda row: row["tiles"], lambda tiles: f"{tiles} tile{'s' if tiles != 1 else ''}")
-
-
-def by_size(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Score by the longer side of the first picture, in powers of two."""
-
-    def bucket(row: Mapping[str, Any]) -> int | None:
-        return None if row["width"] is None else math.ceil(math.log2(max(row["width"], row["height"])))
-
-    return breakdown(rows, bucket, lambda power: f"≤ {2**power:,} px")
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number (a truth value is none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: float) -> str:

@@ -40,10 +40,13 @@ def choose(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[Map
 
 
 def card(row: Mapping[str, Any], images: Sequence[bytes], tiler: Tiler | None) -> dict[str, Any]:
-    """One question as the template shows it: texts, `verdict` (right, partial, wrong) and `pictures`."""
+    """One question as the template shows it: texts, `verdict` (right, partial, wrong), `pictures`, and what was said
+    under each control (`controlled`: name, text)."""
     score = row["score"]
+    said = {key.removesuffix("_prediction"): value for key, value in row.items() if key.endswith("_prediction")}
     return {
         **row,
+        "controlled": [(name, text) for name, text in said.items() if text is not None],
         "verdict": "right" if score >= 1 else "partial" if score > 0 else "wrong",
         "pictures": [_picture(row, number, images, tiler) for number in range(len(images))],
     }

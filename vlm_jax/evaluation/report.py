@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_jax.data.page import COLOURS, render_page
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation import charts, gallery
+from vlm_jax.evaluation import breakdowns, charts, gallery
+from vlm_jax.evaluation.runner import bootstrap_interval
+from vlm_jax.evaluation.timeline import timeline
 from vlm_jax.files import write_atomically
 
 REPORT_KEYS = (
@@ -37,13 +40,16 @@ METRIC_LABELS = {
 }
 
 STAGE_LABELS = {
-    "steps": "steps",
-    "seconds": "time",
-    "first_loss": "first loss",
-    "last_loss": "last loss",
     "answers_per_second": "answers / s",
     "tokens_per_second": "tokens / s",
     "tiles_per_second": "tiles / s",
+}
+
+CONTROL_LABELS = {
+    "majority": "the best constant answer",
+    "blank": "the same model, shown grey pictures",
+    "shuffled": "the same pictures, their pixels in random order",
+    "wrong": "pictures of other questions",
 }
 
 
@@ -100,74 +106,123 @@ def render(
     seed: int,
 ) -> str:
     """Returns the page. Everything that is not markup of the template is escaped: predictions are untrusted text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=charts.number, duration=charts.duration, figure=_figure)
     tasks = report["tasks"]
-    return environment.get_template("report.html").render(
+    order = [*tasks, *dict.fromkeys(row["task"] for row in rows if row["task"] not in tasks)]
+    place = {task: i for i, task in enumerate(order)}.__getitem__
+    rows = sorted(rows, key=lambda row: place(row["task"]))
+    scores = [_task(name, score, [row for row in rows if row["task"] == name]) for name, score in tasks.items()]
+    values = dict(
         report=report,
         title=title,
         seed=seed,
         cards=cards,
-        tasks=[_task(name, score) for name, score in tasks.items()],
-        mean_score=sum(score["value"] for score in tasks.values()) / len(tasks) if tasks else None,
-        questions=sum(score["n"] for score in tasks.values()),
-        right=sum(row["score"] >= 1 for row in rows),
-        stages=[_stage(name, figures, metrics) for name, figures in report["stages"].items()],
-        time_parts=_time_parts(report),
-        unreadable=metrics.unreadable,
-        breakdowns=[
-            (heading, table)
-            for heading, table in (
-                ("Score by number of tiles", charts.by_tiles(rows)),
-                ("Score by longer side of the picture", charts.by_size(rows)),
+        tasks=scores,
+        controls=[(name, label) for name, label in CONTROL_LABELS.items() if any(name in t["beside"] for t in scores)],
+        mean=_means(scores),
+        kinds=[task for task in scores if len(task["kinds"]) > 1 or task["mistakes"]],
+        tables=[
+            (heading, found)
+            for heading, found in (
+                ("by number of tiles", breakdowns.by_tiles(rows)),
+                ("by longer side of the picture", breakdowns.by_size(rows)),
             )
-            if table is not None
+            if found is not None
         ],
-        task_names=list(dict.fromkeys(shown["task"] for shown in cards)),
+        questions=sum(score["n"] for score in scores),
+        right=sum(row["score"] >= 1 for row in rows),
+        stages=[_stage(i, name, report["stages"][name], metrics) for i, name in enumerate(report["stages"])],
+        timeline=timeline(report, metrics.stages),
+        trained=sum(figures.get("seconds", 0) for figures in report["stages"].values()),
+        unreadable=metrics.unreadable,
+        task_names=sorted({shown["task"] for shown in cards}, key=place),
     )
+    values["figure_names"] = list(dict.fromkeys(name for stage in values["stages"] for name in stage["figures"]))
+    template = Path(__file__).parent / "report.html"
+    return render_page(template, values, {"number": charts.number, "duration": charts.duration})
 
 
-def _task(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
-    baselines = {key: value for key, value in score["baselines"].items() if value is not None}
-    best = max(baselines.values(), default=0.0)
+def table(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The scores in lines for a terminal: a task a line, with its baselines and the controls that were asked for."""
+    columns = {name: 0 for task in tasks.values() for name in references(task)}
+    lines = [f"{'task':<10} {'metric':<18} {'score':>6}" + "".join(f"  {name:>8}" for name in columns)] if tasks else []
+    for name, task in tasks.items():
+        line = f"{name:<10} {task['metric']:<18} {task['value']:>6.1%}"
+        given = references(task)
+        lines.append(line + "".join(f"  {given[c]:>8.1%}" if c in given else f"  {'-':>8}" for c in columns))
+    return lines
+
+
+def references(task: Mapping[str, Any]) -> dict[str, float]:
+    """What a task's score stands beside, by name: the baselines, then the controls; without what was not measured."""
+    both = {**task["baselines"], **task.get("controls", {})}
+    return {name: value for name, value in both.items() if value is not None}
+
+
+def _task(name: str, score: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A task as the page shows it. `above`: the controls under which the model does better than guessing can explain,
+    be it one answer for all questions or one for every kind of question."""
+    beside = references(score)
+    best = max((value for key, value in beside.items() if key in score["baselines"]), default=0.0)
+    kinds = breakdowns.by_kind(rows, score["metric"])
+    guess = sum(kind["n"] * kind["constant"] for kind in kinds) / max(len(rows), 1)
+    above = []
+    for control in beside.keys() - {"majority"}:
+        scores = [row[f"{control}_score"] for row in rows if row.get(f"{control}_score") is not None]
+        if scores and bootstrap_interval(scores)[0] > max(score["baselines"]["majority"], guess):
+            above.append(control)
     return {
         **score,
         "name": name,
         "metric_label": METRIC_LABELS.get(score["metric"], score["metric"]),
-        "baselines": baselines,
+        "beside": beside,
+        "above": above,
         "margin": score["value"] - best,
         "stands_out": score["interval"][0] > best,
+        "kinds": kinds,
+        "mistakes": breakdowns.mistakes(rows),
     }
 
 
-def _stage(name: str, figures: Mapping[str, Any], metrics: charts.Metrics) -> dict[str, Any]:
+def _means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over tasks of the scores, as `value`, and of what they stand beside, by name."""
+    found = {"value": [task["value"] for task in scores]}
+    for task in scores:
+        for name, value in task["beside"].items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(scores) for name, values in found.items() if scores and len(values) == len(scores)}
+
+
+def _stage(number: int, name: str, figures: Mapping[str, Any], metrics: charts.Metrics) -> dict[str, Any]:
+    """A stage as the page shows it; `figures` by label, without those of the loss, which are one of its own."""
     entries = metrics.stages.get(name, [])
-    drawn = [charts.curve("loss", entries, "loss"), charts.curve("learning rate", entries, "learning_rate")]
-    labelled = [(STAGE_LABELS.get(key, key.replace("_", " ")), _figure(key, value)) for key, value in figures.items()]
-    return {"name": name, "figures": labelled, "curves": [c for c in drawn if c is not None]}
-
-
-def _time_parts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where the time went: each stage, then all that is no stage (data, evaluation, export)."""
-    parts = [(name, figures["seconds"]) for name, figures in report["stages"].items() if "seconds" in figures]
-    rest = report["wall_seconds"] - sum(seconds for _, seconds in parts)
-    total = max(report["wall_seconds"], 1e-9)
-    parts.append(("data, evaluation, export", max(rest, 0.0)))
-    return [{"name": name, "seconds": seconds, "percent": 100 * seconds / total} for name, seconds in parts]
+    keys = {"loss": "loss", "learning rate": "learning_rate", "validation score": "validation_mean"}
+    drawn = [charts.curve(label, entries, key) for label, key in keys.items()]
+    found = {"steps": _figure("steps", figures["steps"])} if "steps" in figures else {}
+    if "seconds" in figures:
+        found["time"] = charts.duration(figures["seconds"])
+    if {"first_loss", "last_loss"} <= set(figures):
+        found["loss"] = " → ".join(charts.number(figures[key]) for key in ("first_loss", "last_loss"))
+    said = [entry["validation_mean"] for entry in entries if charts.is_number(entry.get("validation_mean"))]
+    if said:
+        found["validation"] = f"{100 * said[-1]:.1f} %"
+    for key, value in figures.items():
+        if key not in ("steps", "seconds", "first_loss", "last_loss"):
+            found[STAGE_LABELS.get(key, key.replace("_", " "))] = _figure(key, value)
+    return {
+        "name": name,
+        "colour": number % COLOURS,
+        "figures": found,
+        "curves": [curve for curve in drawn if curve is not None],
+    }
 
 
 def _figure(key: str, value: Any) -> str:
-    """A figure of a stage in words: seconds as a duration, whole numbers with separators, others to three digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A figure of a stage in words: seconds as a duration, others to three digits, large ones in thousands."""
+    if not charts.is_number(value):
         return str(value)
     if key.endswith("seconds"):
         return charts.duration(value)
+    for least, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{charts.number(value / unit)} {name}"
     return f"{value:,}" if isinstance(value, int) else charts.number(value)

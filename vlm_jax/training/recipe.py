@@ -102,6 +102,8 @@ class EvaluationConfig:
       limit: how many questions of each task; 0 takes all.
       max_new_tokens, batch_size: of the answers' generation.
       gallery: pictures shown in the report.
+      controls: pictures that everything is asked again with, to see that the model looks at its own
+        (`vlm_jax/evaluation/controls.py`); each takes as long as the questions themselves.
     """
 
     split: Literal["validation", "test"] = "test"
@@ -109,11 +111,14 @@ class EvaluationConfig:
     max_new_tokens: int = 40
     batch_size: int = 50
     gallery: int = 36
+    controls: tuple[Literal["blank", "shuffled", "wrong"], ...] = ("blank",)
 
     def __post_init__(self) -> None:
         for name, least in {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0}.items():
             if getattr(self, name) < least:
                 raise UserError(f"config.evaluation.{name}: must be at least {least}, got {getattr(self, name)}")
+        if len(set(self.controls)) != len(self.controls):
+            raise UserError(f"config.evaluation.controls: each at most once, got {', '.join(self.controls)}")
 
 
 @config_class
@@ -222,6 +227,7 @@ def recipe_config(**fields: Any) -> Any:
 MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
+    "config.evaluation.controls",
     "config.data.directory",
     "config.data.name",
     "config.data.data_dir",

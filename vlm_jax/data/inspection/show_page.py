@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,13 @@ from vlm_jax.data.conversation import Conversation, RecordError
 from vlm_jax.data.inspection.expected import Packing
 from vlm_jax.data.inspection.pictures import pictures_of
 from vlm_jax.data.inspection.pieces import Piece, pieces_of, visible
+from vlm_jax.data.page import COLOURS, render_page
 from vlm_jax.data.plan.index import BAD, Index
 from vlm_jax.data.prepare import Example, Preparer
 from vlm_jax.data.sources import Source, place_of
 
 MAX_PIECES = 1200
 """Pieces of one sample that are shown, so that a book does not bury the others."""
-
-COLOURS = 8
-"""Colours that tell tasks apart; more tasks share them."""
 
 
 def render(
@@ -47,23 +46,13 @@ def render(
       seed: of their choice.
       advance: called for every sample.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("vlm_jax.data", "inspection"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
     colours = {task: number % COLOURS for number, task in enumerate(index.tasks)}
     cards = []
     for number in choose(index, samples, seed):
         cards.append(_card(source, number, preparer, colours))
         advance()
     bars, most = _bars(source, index, packing, colours, rows, seed) if packing else ([], 0)
-    return environment.get_template("show.html").render(
+    values = dict(
         name=visible(source.name),
         lengths=lengths,
         records=len(index.sizes),
@@ -81,6 +70,7 @@ def render(
         template=preparer.template.name,
         reduction=preparer.loss_reduction,
     )
+    return render_page(Path(__file__).parent / "show.html", values, {"visible": visible})
 
 
 def choose(index: Index, count: int, seed: int) -> list[int]:
