@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK_COMPILE
+from tests.imports import imported_by
 from vlm_jax import main, recipe_files
 from vlm_jax.checkpoints import complete, read_params
 from vlm_jax.config import build
@@ -262,12 +263,8 @@ def test_help_of_one_recipe_and_of_none(capsys, monkeypatch, tmp_path):
 
 def test_help_answers_at_once():
     """Without JAX, and without what reads flags and configs."""
-    code = (
-        "import sys; from vlm_jax import main; main.main(['--help']);"
-        "print({'jax', 'numpy', 'absl', 'ml_collections', 'pydantic', 'rich'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set()"
+    heavy = ("jax", "numpy", "absl", "ml_collections", "pydantic", "rich")
+    assert imported_by("from vlm_jax import main; main.main(['--help'])", *heavy) == set()
 
 
 @pytest.mark.parametrize("mistake", ["--config.sead=1", "--config.stages[9].steps=1"])
