@@ -16,6 +16,15 @@ Batches are the published ones, made for 64 GPUs and more. On fewer, set --confi
 from vlm_jax.errors import UserError
 from vlm_jax.training.recipe import recipe_config
 
+ARGUMENTS = {
+    "1b,align": ("trains the connector, 100,000 steps of packed rows", "published for 64 GPUs, not timed here"),
+    "2b,align": ("trains vision encoder and connector, one epoch", "published for 64 GPUs, not timed here"),
+    "4b,align": ("trains the connector, one epoch", "published for 64 GPUs, not timed here"),
+    "1b,tune": ("trains everything, 22,000 steps of packed rows", "published for 64 GPUs, not timed here"),
+    "2b,tune": ("trains everything, one epoch", "published for 64 GPUs, not timed here"),
+    "4b,tune": ("trains everything, one epoch", "published for 64 GPUs, not timed here"),
+}
+
 # Of InternVL's scripts: `shell/internvl2.5/stage{1,2}/internvl2_5_1b_*` (1b: rows packed with conversations) and
 # `shell/internvl1.5/*_{pretrain,finetune}.sh` (2b and 4b: one conversation a row).
 PACKED = dict(data=dict(rows=512, tokens=16384, tiles=48), loss_reduction="square")

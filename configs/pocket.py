@@ -12,6 +12,12 @@ the pocket model's pre-trained language model.
 from vlm_jax.errors import UserError
 from vlm_jax.training.recipe import recipe_config
 
+ARGUMENTS = {
+    "": ("the whole road", "20 minutes on two CPU cores"),
+    "quick": ("the same road, a few steps each, with poor scores", "2 minutes on two CPU cores"),
+    "tiny": ("the same, smaller; for tests", "1 minute on two CPU cores"),
+}
+
 # Data preset and the steps of every stage, in order.
 SIZES = {
     "": ("default", 220, 520, 600, 180, 60, 780),

@@ -12,6 +12,12 @@ is gone through. Small models, made for small pictures, learn faster: --config.s
 from vlm_jax.errors import UserError
 from vlm_jax.training.recipe import recipe_config
 
+ARGUMENTS = {
+    "all": ("trains the whole model", "4 minutes on two CPU cores for the pocket model and the data of docs/data.md"),
+    "connector": ("trains only what joins pictures and language", "less than for all"),
+    "decoder": ("trains the language model and what joins it to pictures", "less than for all"),
+}
+
 TRAINABLE = {"all": ["**"], "connector": ["connector/**"], "decoder": ["connector/**", "decoder/**"]}
 
 

@@ -1,9 +1,9 @@
 import io
-import subprocess
 import sys
 
 import pytest
 
+from tests.imports import imported_by
 from vlm_jax import cli
 from vlm_jax.errors import UserError
 
@@ -90,8 +90,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
 
 def test_importing_cli_imports_nothing_heavy():
-    code = "import sys, vlm_jax.cli; print([m for m in ('rich', 'numpy', 'jax', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert imported_by("import vlm_jax.cli", "rich", "numpy", "jax", "pydantic") == set()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def test_complete_has_every_field_and_survives_json():
         (("system", "model", "vision", "width"), None, r"config\.system\.model\.vision\.width"),
         (("seed",), True, r"config\.seed: .*True"),
         (("stages", 0, "objective", "type"), "generat", r"config\.stages\[0\]\.objective"),
+        # The member of a union is told as a type, not as if it were a field.
+        (("data", "type"), "meta", r"config\.data\.(name|directory|data_dir): unknown field of type 'meta'(;|$)"),
         (("system", "template"), "nonsense", r"template.*nonsense.*internvl2"),
         (("system", "layout", "tile_size"), 448, r"tile_size is 448"),
     ],

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK_COMPILE
-from vlm_jax import main
+from tests.imports import imported_by
+from vlm_jax import main, recipe_files
 from vlm_jax.checkpoints import complete, read_params
+from vlm_jax.config import build
 from vlm_jax.errors import UserError
+from vlm_jax.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/pocket.py:tiny"
@@ -170,13 +173,25 @@ def test_killed_and_stopped_on_the_way_ends_with_the_same_bits(finished, launch,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=nowhere.py"], r"nowhere\.py"),
-        ([CONFIG.replace(":tiny", ":huge")], r"huge.*quick"),
-        ([CONFIG, "--config.seeed=1"], r"--config\.seeed"),
-        ([CONFIG, "--config.stages[0].stepz=1"], r"stepz"),
-        ([CONFIG, "--config.stages[9].steps=1"], r"stages\[9\]"),
-        ([CONFIG, "--config.stages[0].steps=many"], r"steps.*many"),
-        ([CONFIG, "--config.stages[0].optimizer.learning_rate=fast"], r"learning_rate.*fast"),
+        (["--config=nowhere.py"], r"nowhere\.py: there is no such file; there are .*pocket\.py"),
+        ([CONFIG.replace("pocket", "pockt")], r"did you mean .*configs/pocket\.py\?"),
+        ([CONFIG.replace(":tiny", ":qick")], r"pocket\.py:qick: no argument 'qick' \(did you mean 'quick'\?\)"),
+        ([CONFIG.replace(":tiny", ":huge")], r"there are '', 'quick', 'tiny'"),
+        (
+            [CONFIG, "--config.seeed=1"],
+            r"--config\.seeed: config has no 'seeed' \(did you mean 'seed'\?\); there are co",
+        ),
+        ([CONFIG, "--config.stages[0].stepz=1"], r"config\.stages\[0\] has no 'stepz' \(did you mean 'steps'\?\)"),
+        ([CONFIG, "--config.stages[9].steps=1"], r"stages has no \[9\]; there are \[0\] read, \[1\] find"),
+        # What is right before it is not blamed.
+        (
+            [CONFIG, "--config.seed=1", "--config.stages[0].steps=many"],
+            r"\.steps=many: must be a whole number; .* has 2",
+        ),
+        ([CONFIG, "--config.stages[0].optimizer.learning_rate=fast"], r"learning_rate=fast: must be a number"),
+        ([CONFIG, "--config.evaluation.split=tset"], r"split: input should be 'validation' or 'test', got 'tset'"),
+        # Of a field that is None in the recipe the type comes from the class.
+        ([CONFIG, "--config.stages[0].drop_path=much"], r"drop_path: input should be a valid number, got 'much'"),
         ([CONFIG, "--confg=1"], r"confg"),
         ([CONFIG, "extra"], r"extra"),
     ],
@@ -193,7 +208,7 @@ def test_mistakes_are_one_line_that_names_them(arguments, message, tmp_path):
     [
         ("def get_config(arg=''):\n    return {}['b']", r"mine\.py, line 2: KeyError: b"),
         ("x = (", r"mine\.py, line 1: "),
-        ("import nowhere_to_be_found", r"mine\.py, line 1: ModuleNotFoundError"),
+        ("import nowhere_to_be_found\nget_config = 1", r"mine\.py, line 1: ModuleNotFoundError"),
     ],
 )
 def test_mistakes_in_a_config_file_name_file_and_line(tmp_path, text, message):
@@ -202,14 +217,64 @@ def test_mistakes_in_a_config_file_name_file_and_line(tmp_path, text, message):
         main.main([f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'w'}"])
 
 
-def test_no_flags_and_help(capsys):
-    with pytest.raises(UserError, match=r"--config=FILE and --workdir=DIR"):
-        main.main([])
-    capsys.readouterr()
+def test_no_flags(capsys):
+    for arguments in ([], [CONFIG], ["--config", "--workdir=x"]):
+        with pytest.raises(UserError, match=r"--config=FILE and --workdir=DIR"):
+            main.main(arguments)
+
+
+def test_flags_may_be_written_with_a_space(tmp_path):
+    config, workdir = main.parse(
+        ["--config", CONFIG.split("=")[1], "--workdir", str(tmp_path), "--config.seed", "3", "--config.seed=4"]
+    )
+    assert (config.seed, config.name, workdir) == (4, "pocket:tiny", str(tmp_path))
+
+
+def test_a_field_that_is_none_can_be_overridden(tmp_path):
+    config, _ = main.parse([f"--config={ROOT}/configs/tune.py", f"--workdir={tmp_path}", "--config.start.model=m",
+                            "--config.stages[0].data.tokens=300", "--config.stages[0].drop_path=0.1"])  # fmt: skip
+    stage = build(Recipe, config).stages[0]
+    assert (stage.data.tokens, stage.data.tiles, stage.drop_path) == (300, None, 0.1)
+
+
+def test_help_teaches(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "--workdir=DIR" in text
-    assert "configs/pocket.py" in text
+    for needed in ("--workdir=DIR", "--config.seed=1", "continued by the same command", "report.html", "export/",
+                   "configs/pocket.py\n", ":quick ", ":1b,tune   (the default) ", "configs/tune.py\n"):  # fmt: skip
+        assert needed in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_of_one_recipe_and_of_none(capsys, monkeypatch, tmp_path):
+    assert main.main(["--help", f"--config={ROOT}/configs/tune.py:all"]) == 0
+    text = capsys.readouterr().out
+    assert "--config.start.model=runs/pocket" in text  # from its docstring
+    assert ":connector" in text
+    assert "Examples:" not in text
+    with pytest.raises(UserError, match="there is no such file"):
+        main.main(["--help", "--config=nowhere.py"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe_files, "__file__", str(tmp_path / "site-packages" / "vlm_jax" / "recipe_files.py"))
+    assert main.main(["--help"]) == 0
+    assert capsys.readouterr().out.endswith("in the source code; none is here.\n")
+
+
+def test_help_answers_at_once():
+    """Without JAX, and without what reads flags and configs."""
+    heavy = ("jax", "numpy", "absl", "ml_collections", "pydantic", "rich")
+    assert imported_by("from vlm_jax import main; main.main(['--help'])", *heavy) == set()
+
+
+@pytest.mark.parametrize("mistake", ["--config.sead=1", "--config.stages[9].steps=1"])
+def test_a_mistake_in_flags_ends_with_one_line(launch, tmp_path, mistake):
+    process = launch(CONFIG, f"--workdir={tmp_path / 'w'}", mistake)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert output.splitlines()[0] == "vlm_jax: reading the recipe"
+    assert output.splitlines()[1].startswith(f"error: {mistake.split('=')[0]}: ")
+    assert len(output.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ overridden from the command line. `build(Recipe, config)` then checks names and 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import ml_collections
 import pydantic
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ def build(cls: Any, config: Mapping[str, Any] | ml_collections.ConfigDict, name:
     try:
         return pydantic.TypeAdapter(cls).validate_json(json.dumps(to_plain(config)), strict=True)
     except pydantic.ValidationError as error:
-        problems = [_describe(cls, problem, name) for problem in error.errors()]
+        problems = [_describe(cls, problem, config, name) for problem in error.errors()]
         raise UserError("; ".join(problems)) from None
 
 
@@ -58,7 +57,12 @@ def to_plain(value: Any) -> Any:
 
 
 def to_config_dict(value: Any) -> Any:
-    """The inverse of `to_plain`: dicts become ConfigDicts, lists become tuples (whose items flags can override)."""
+    """The inverse of `to_plain`: dicts become ConfigDicts, lists become tuples (whose items flags can override).
+
+    None in a dict becomes a reference that holds None: flags can then give it a value of any type (`build` checks it).
+    """
+    if value is None:
+        return ml_collections.config_dict.placeholder(object)
     if isinstance(value, Mapping):
         return ml_collections.ConfigDict({k: to_config_dict(v) for k, v in value.items()})
     if isinstance(value, list | tuple):
@@ -80,18 +84,30 @@ def flatten(value: Any, prefix: str = "config") -> dict[str, Any]:
     return flat
 
 
-def _describe(cls: Any, problem: Any, name: str) -> str:
+def _describe(cls: Any, problem: Any, config: Any, name: str) -> str:
     """One pydantic problem as `config.stages[2].optimizer.lr: unknown field, ...`."""
-    path = name
+    path, here, kind = name, config, ""
     for part in problem["loc"]:
+        if _inside(here, part) is None and _inside(here, "type") == part:  # pydantic names the member of a union here
+            kind = f" of type '{part}'"
+            continue
+        here = _inside(here, part)
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     field = str(problem["loc"][-1]) if problem["loc"] else name
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        close = difflib.get_close_matches(field, _all_field_names(cls), n=1)
-        return f"{path}: unknown field" + (f" (did you mean '{close[0]}'?)" if close else "")
+        names = _all_field_names(cls)
+        return f"{path}: unknown field{kind}{'' if field in names else did_you_mean(field, names)}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: required field is missing"
     return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _inside(value: Any, part: str | int) -> Any:
+    """A field or an item; None where there is no such thing."""
+    try:
+        return value[part]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _all_field_names(cls: Any) -> set[str]:

@@ -2,16 +2,13 @@ import dataclasses
 import filecmp
 import io
 import json
-import os
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.imports import imported_by
 from tests.meta_fixture import RECORDS, turns, write_lines, write_meta
 from vlm_jax.data import build
 from vlm_jax.data.conversation import Conversation, RecordError, Turn
@@ -196,25 +193,19 @@ def test_bad_records_of_a_prepared_data_set_count_and_the_others_are_used(tmp_pa
     assert np.count_nonzero(index.sizes[:, 0]) == 2
 
 
-def test_the_command(meta, tmp_path):
+def test_the_command(meta, tmp_path, capsys):
     out = tmp_path / "sets" / "my_set" / "2.0.0"
     write_lines(tmp_path / "more.jsonl", [{"conversations": turns(str(n), "!" if n else "")} for n in range(120)])
     arguments = [f"--data={meta}", f"--test={tmp_path / 'more.jsonl'}", f"--out={out}", "--shards=2", "--seed=3"]
-    code = (
-        "import sys; from vlm_jax.data.build import main; main(sys.argv[1:]);"
-        "print({'tensorflow', 'jax'} & {*sys.modules})"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[2])}
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    code = "import sys; from vlm_jax.data.build import main; main(sys.argv[1:])"
+    assert imported_by(code, "tensorflow", "jax", arguments=tuple(arguments), cwd=tmp_path) == set()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert lines[0].startswith("train: 28 records, ")
     assert lines[1].startswith("test: 119 records, ")
     assert "1 of 148 records are bad" in lines[2]
     assert "empty answer" in lines[2]
-    assert lines[-1] == "set()"
-    assert "Reading: 148/148 done" in done.stderr
+    assert "Reading: 148/148 done" in printed.err
     row = json.loads((tmp_path / "quarantine.jsonl").read_text())
     assert (row["source"], row["line"], row["reason"]) == (f"{tmp_path}/more.jsonl", 1, "empty answer")
     with pytest.raises(UserError, match=r"records are bad .*, but only 0 % may be"):
@@ -250,10 +241,8 @@ def test_data_sets_by_name(prepared, tmp_path, monkeypatch):
 
 def test_finding_by_name_needs_no_tensorflow(prepared):
     code = (
-        "import sys; from pathlib import Path; from vlm_jax.training.data import TFDSData;"
-        f"data = TFDSData(name='my_set:1.0.0', data_dir={str(prepared.parents[1])!r}).open(Path('.'), 0, print);"
-        "assert data.train[0].turns; print({'tensorflow'} & {*sys.modules})"
+        "from pathlib import Path; from vlm_jax.training.data import TFDSData\n"
+        f"data = TFDSData(name='my_set:1.0.0', data_dir={str(prepared.parents[1])!r}).open(Path('.'), 0, print)\n"
+        "assert data.train[0].turns"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "set()"
+    assert imported_by(code, "tensorflow") == set()

@@ -1,12 +1,12 @@
 import json
 import pickle
 import random
-import subprocess
 import sys
 import threading
 
 import pytest
 
+from tests.imports import imported_by
 from tests.meta_fixture import turns
 from vlm_jax.data.conversation import RecordError, Turn
 from vlm_jax.data.formats import parquet
@@ -244,13 +244,8 @@ def test_a_damaged_group_spoils_its_rows_only(tmp_path, pictures):
 
 def test_neither_pandas_nor_tensorflow(tmp_path, pictures):
     path = write(tmp_path / "a.parquet", [row(pictures[0])])
-    code = (
-        "import sys; from vlm_jax.data.formats.open import open_data;"
-        f"assert open_data({str(path)!r})[0].images; print({{'pandas', 'tensorflow', 'jax'}} & {{*sys.modules}})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "set()"
+    code = f"from vlm_jax.data.formats.open import open_data; assert open_data({str(path)!r})[0].images"
+    assert imported_by(code, "pandas", "tensorflow", "jax") == set()
 
 
 def test_without_pyarrow_it_says_what_to_install(tmp_path, pictures, monkeypatch):

@@ -2,12 +2,11 @@ import dataclasses
 import io
 import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.imports import imported_by
 from vlm_jax.data.conversation import RecordError, Turn
 from vlm_jax.data.formats.tfds import TFDSSource, turns_from_json
 from vlm_jax.errors import UserError
@@ -71,14 +70,8 @@ def test_sources_can_be_pickled_while_open(folder):
 
 
 def test_reading_needs_no_tensorflow_and_no_jax(folder):
-    code = (
-        "import sys; from vlm_jax.data.formats.tfds import TFDSSource;"
-        f"assert TFDSSource({str(folder)!r}, 'train')[0].turns;"
-        "print({'tensorflow', 'jax', 'flax'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "set()"
+    code = f"from vlm_jax.data.formats.tfds import TFDSSource; assert TFDSSource({str(folder)!r}, 'train')[0].turns"
+    assert imported_by(code, "tensorflow", "jax", "flax") == set()
 
 
 def test_fingerprints_tell_splits_and_contents_apart(folder, tmp_path):

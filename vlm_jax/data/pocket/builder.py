@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data.formats.schema import conversation_features, stable, to_record
 from vlm_jax.data.pocket.jobs import Drawer, make_jobs
-from vlm_jax.data.pocket.prepare import PRESETS, Preset
+from vlm_jax.data.pocket.presets import PRESETS, Preset
 from vlm_jax.data.processes import in_order
 
 

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlm_jax.data.pocket.scene import CURRICULUM, TASKS
+from vlm_jax.data.pocket.presets import PRESETS
 from vlm_jax.errors import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
 
 IN_PROCESS = 500
 """Up to so many records are drawn in the calling process: starting others takes longer."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Number of records by split and task."""
-
-    records: Mapping[str, Mapping[str, int]]
-
-    @property
-    def total(self) -> int:
-        """Records of all splits and tasks."""
-        return sum(sum(tasks.values()) for tasks in self.records.values())
-
-
-def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
-    return Preset(
-        {
-            "train": dict(zip((*TASKS, *CURRICULUM), train, strict=True)),
-            "validation": dict.fromkeys(TASKS, validation),
-            "test": dict.fromkeys(TASKS, test),
-        }
-    )
-
-
-PRESETS = {
-    "default": _preset((2500, 2000, 2500, 1500, 2500, 1500, 4000, 7000, 10000), 50, 200),
-    "quick": _preset((250, 200, 200, 120, 200, 120, 300, 300, 300), 8, 24),
-    "tiny": _preset((24, 12, 16, 8, 12, 8, 12, 12, 15), 4, 8),
-}
-"""Sizes by name; train is given by task in the order of `TASKS`, then `CURRICULUM`."""
 
 
 def prepare_pocket(

@@ -1,0 +1,38 @@
+"""How many records the pocket data set has: by preset, split and task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from vlm_jax.data.pocket.scene import CURRICULUM, TASKS
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Number of records by split and task."""
+
+    records: Mapping[str, Mapping[str, int]]
+
+    @property
+    def total(self) -> int:
+        """Records of all splits and tasks."""
+        return sum(sum(tasks.values()) for tasks in self.records.values())
+
+
+def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
+    return Preset(
+        {
+            "train": dict(zip((*TASKS, *CURRICULUM), train, strict=True)),
+            "validation": dict.fromkeys(TASKS, validation),
+            "test": dict.fromkeys(TASKS, test),
+        }
+    )
+
+
+PRESETS = {
+    "default": _preset((2500, 2000, 2500, 1500, 2500, 1500, 4000, 7000, 10000), 50, 200),
+    "quick": _preset((250, 200, 200, 120, 200, 120, 300, 300, 300), 8, 24),
+    "tiny": _preset((24, 12, 16, 8, 12, 8, 12, 12, 15), 4, 8),
+}
+"""Sizes by name; train is given by task in the order of `TASKS`, then `CURRICULUM`."""
