@@ -95,13 +95,16 @@ class Start:
 
 @config_class
 class EvaluationConfig:
-    """What is measured at the end.
+    """What is measured at the end, and what is looked at on the way.
 
     Attributes:
       split: of the data.
       limit: how many questions of each task; 0 takes all.
       max_new_tokens, batch_size: of the answers' generation.
       gallery: pictures shown in the report.
+      watch: how many validation questions of each task are asked at the end of every stage that trains a model to
+        answer, always the same ones; 0 asks none.
+      watch_steps: after how many steps they are asked within a stage, too; 0 is never.
     """
 
     split: Literal["validation", "test"] = "test"
@@ -109,9 +112,12 @@ class EvaluationConfig:
     max_new_tokens: int = 40
     batch_size: int = 50
     gallery: int = 36
+    watch: int = 8
+    watch_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0}.items():
+        leasts = {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0, "watch": 0, "watch_steps": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UserError(f"config.evaluation.{name}: must be at least {least}, got {getattr(self, name)}")
 
@@ -222,6 +228,7 @@ def recipe_config(**fields: Any) -> Any:
 MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
+    "config.evaluation.watch",
     "config.data.directory",
     "config.data.name",
     "config.data.data_dir",
