@@ -61,33 +61,30 @@ class Status:
         return self.step == self.steps
 
 
-def figures(entry: Mapping[str, Any]) -> dict[str, str]:
-    """The metrics of some steps as a person reads them, all of one width."""
-    return {
-        "loss": f"{entry['loss']:7.4f}",
-        "accuracy": f"{entry['accuracy']:6.3f}",
-        "rate": f"{entry['learning_rate']:.2e}",
-        "answers/s": _rate(entry["answers_per_second"]),
-        "useful tokens": f"{entry['useful_tokens']:4.0%}",
-    }
+def figures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The metrics of some steps as a person reads them: what stands before each, itself at one width, and after."""
+    answers = entry["answers_per_second"]
+    return [
+        ("loss ", f"{entry['loss']:7.4f}", ""),
+        ("accuracy ", f"{entry['accuracy']:6.3f}", ""),
+        ("rate ", f"{entry['learning_rate']:.2e}", ""),
+        ("", f"{answers:4.0f}" if answers >= 9.95 else f"{answers:4.1f}", " answers/s"),  # large models are slow
+        ("useful tokens ", f"{entry['useful_tokens']:4.0%}", ""),
+    ]
 
 
 def line(status: Status) -> str:
-    """A status in one line, for a log."""
+    """A status that has figures in one line, for a log."""
     name, step = status.widths
-    shown = figures(status.entry or {}) if status.entry else {}
-    rate, useful = shown.pop("answers/s", UNKNOWN), shown.pop("useful tokens", UNKNOWN)
     here, training = (duration(seconds) for seconds in status.left) if status.left else (UNKNOWN, UNKNOWN)
     ending = f"took {duration(status.seconds)}" if status.ended else f"left {here}"
     if status.number < status.stages:
-        ending += f", of all {training}"
+        ending += f", of all {training}" if not status.ended else f", left of all {training}"
     return "  ".join(
         [
             f"{status.name:>{name}} {status.number}/{status.stages}",
             f"{status.step:>{step}}/{status.steps:<{step}}",
-            *(f"{label} {value}" for label, value in shown.items()),
-            f"{rate} answers/s",
-            f"useful tokens {useful}",
+            *map("".join, figures(status.entry or {})),
             ending,
         ]
     )
@@ -112,6 +109,13 @@ class Lines:
             say(line(status))
 
 
+def summary(status: Status) -> str:
+    """What stays of a stage on a terminal, where a line should not be long."""
+    done = f"{status.step:,}" if status.ended else f"{status.step:,} of {status.steps:,}"
+    loss, accuracy = (f"{before}{value.strip()}" for before, value, _ in figures(status.entry or {})[:2])
+    return f"stage {status.name}: {done} steps took {duration(status.seconds)}, {loss}, {accuracy}"
+
+
 class Panel:
     """Shows where a run stands at the bottom of a terminal."""
 
@@ -122,14 +126,14 @@ class Panel:
         self._console = console or Console()
         self._status: Status | None = None
         self._since = time.monotonic()
-        self._said = True
+        self._said = 0  # the step whose figures were said
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Shows the panel until the block is left; then the last figures stay as a line."""
         from rich.live import Live
 
-        self._status, self._since = None, time.monotonic()
+        self._status, self._since, self._said = None, time.monotonic(), 0
         live = Live(
             console=self._console, get_renderable=self._draw, refresh_per_second=REFRESHES, transient=True,
             vertical_overflow="ellipsis",
@@ -142,16 +146,17 @@ class Panel:
 
     def show(self, status: Status, fresh: bool) -> None:
         """Takes where the run stands; `fresh` where its figures are new."""
-        if self._status is None or status.step != self._status.step or status.doing != self._status.doing:
+        if self._status is None or (status.step, status.doing) != (self._status.step, self._status.doing):
             self._since = time.monotonic()
-        self._status, self._said = dataclasses.replace(status), False
+        self._status = dataclasses.replace(status)  # another thread draws it
         if fresh and status.ended:
             self._say()
 
     def _say(self) -> None:
-        if not self._said and self._status is not None and self._status.entry is not None:
-            self._said = True
-            say(line(self._status))
+        status = self._status
+        if status is not None and status.entry is not None and status.step != self._said:
+            self._said = status.step
+            say(summary(status))
 
     def _draw(self) -> RenderableType:
         from rich.text import Text
@@ -180,25 +185,24 @@ def draw(status: Status, waited: float, width: int) -> RenderableType:
     bar.add_column(justify="right", no_wrap=True)
     share = status.step / status.steps
     bar.add_row(
-        ProgressBar(status.steps, status.step), f"step {status.step:,} of {status.steps:,}  [bold]{share:.0%}[/]"
+        ProgressBar(status.steps, status.step, complete_style="cyan"),
+        f"step {status.step:,} of {status.steps:,}  [bold]{share:.0%}[/]",
     )
     if status.entry is not None:
-        values = [
-            Text.assemble((f"{label} ", "dim"), (value.strip(), "bold"))
-            for label, value in figures(status.entry).items()
-        ]
-        middle: RenderableType = Columns(values, padding=(0, 3))
+        values = [Text.assemble((before, "dim"), (value.strip(), "bold"), (after, "dim"))
+                  for before, value, after in figures(status.entry)]  # fmt: skip
+        middle: RenderableType = Columns(values, padding=(0, 2))
     else:
-        middle = Text(f"preparing the first batch, compiling the first step ... {duration(waited)}", style="dim")
+        middle = Text(f"compiling the first step ... {duration(waited)}", style="dim")
     if status.doing:
         last = Text(f"{status.doing} ... {duration(waited)}", style="yellow")
     elif status.left is None:
         last = Text("time left: not known yet", style="dim")
     else:
         here, training = map(duration, status.left)
-        last = Text.assemble(("left in this stage ", "dim"), (here, "bold"))
+        last = Text.assemble(("left: ", "dim"), (here, "bold"), (" in this stage", "dim"))
         if status.number < status.stages:
-            last.append("   in the whole training about ", "dim").append(training, "bold")
+            last.append(", about ", "dim").append(training, "bold").append(" in all", "dim")
     title = Text.assemble(f"stage {status.number} of {status.stages}: ", (status.name, "bold"))
     return Frame(
         Group(bar, middle, last),
@@ -212,8 +216,3 @@ Screen = Lines | Panel
 def screen(every: float) -> Screen:
     """The panel where standard output is a terminal that can draw it, else lines, one every `every` seconds."""
     return Panel() if is_live(sys.stdout) else Lines(every)
-
-
-def _rate(per_second: float) -> str:
-    """Slow rates (of large models) with a decimal."""
-    return f"{per_second:4.0f}" if per_second >= 9.95 else f"{per_second:4.1f}"

@@ -18,10 +18,10 @@ SIDE = 384
 """Pixels of the longer side that images are enlarged, or shrunk, to; small ones by a whole factor, so that they stay
 sharp."""
 
-NARROWEST, MARGIN, TEXT = 320, 10, 15
-"""Pixels: the least width of a picture, the space around everything, the size of letters."""
+NARROWEST, MARGIN, TEXT, LINE = 320, 10, 15, 21
+"""Pixels: the least width of a picture, the space around everything, the size of letters, a line's height."""
 
-MOST_IMAGES, MOST_BOXES, MOST_LINES = 4, 10, 5
+MOST_IMAGES, MOST_BOXES, MOST_LINES = 4, 10, 4
 """More images of a question, boxes of an answer and lines of a text are left out."""
 
 PAPER, INK, GOLD = (255, 255, 255), (40, 44, 52), (28, 100, 200)
@@ -54,7 +54,8 @@ def draw_example(example: Example) -> np.ndarray:
     Sans; it lacks Chinese ones, for instance, which become empty boxes.
 
     Returns:
-      uint8 [height, width, 3].
+      uint8 [height, width, 3]; the size does not depend on what was said, so that pictures of one question lie upon
+      each other.
 
     Raises:
       UserError: an image cannot be decoded.
@@ -70,7 +71,8 @@ def draw_example(example: Example) -> np.ndarray:
              (f"model: {example.prediction or '(nothing)'}", said)]  # fmt: skip
     lines = [(line, colour) for text, colour in texts for line in _wrapped(plain(text), width)]
     top = max((image.height for image in images), default=0) + 2 * MARGIN
-    size = (width + 2 * MARGIN, top + len(lines) * (TEXT + 6) + MARGIN)
+    room = len(lines) + MOST_LINES - sum(colour == said for _, colour in lines)
+    size = (width + 2 * MARGIN, top + room * LINE + MARGIN)
     canvas = Image.new("RGB", size, PAPER)
     x = MARGIN + (width - across) // 2
     for image in images:
@@ -78,7 +80,7 @@ def draw_example(example: Example) -> np.ndarray:
         x += image.width + MARGIN
     pen = ImageDraw.Draw(canvas)
     for number, (line, colour) in enumerate(lines):
-        pen.text((MARGIN, top + number * (TEXT + 6)), line, fill=colour, font=_font())
+        pen.text((MARGIN, top + number * LINE), line, fill=colour, font=_font())
     return np.asarray(canvas)
 
 
