@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vlm_jax.errors import UserError
 
@@ -84,6 +84,15 @@ def plain(text: object) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(str(text).split()))
 
 
+def is_live(stream: TextIO) -> bool:
+    """Whether what was written to a stream can be drawn over: it is a terminal, and one that knows how.
+
+    A notebook gives the commands that it starts a terminal of its own, but its page does not obey all that one does.
+    """
+    notebook = any(name in os.environ for name in ("JPY_PARENT_PID", "COLAB_RELEASE_TAG"))
+    return stream.isatty() and not notebook and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int | None = None, *, every: float = 10.0) -> Iterator[Advance]:
     """Shows on standard error how far a piece of work is: a bar on a terminal, else a line now and then.
@@ -96,7 +105,7 @@ def progress(description: str, total: int | None = None, *, every: float = 10.0)
     Yields:
       `advance(n=1)`, to be called when n more items are done.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if is_live(sys.stderr) else _lines
     with show(description, total, every) as advance:
         yield advance
 

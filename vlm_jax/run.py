@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from vlm_jax.ask import on_one_cpu, validation_questions
 from vlm_jax.checkpoints import complete
 from vlm_jax.cli import progress
 from vlm_jax.config import to_plain
@@ -87,10 +88,9 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
         say(f"no export/ will be written, only checkpoints: {reason}")
     benchmark = _benchmark(recipe, splits)
     given = start.params if start else None
-    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, quarantine, given)
-    params = {part: trained.params[part] for part in ("vision", "connector", "decoder")}
-    if jax.default_backend() == "cpu":  # several simulated devices would all compute the same answers
-        params = jax.device_put(params, jax.local_devices()[0])
+    ask = validation_questions(recipe, splits.validation, tokenizer)
+    trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, quarantine, given, ask)
+    params = on_one_cpu({part: trained.params[part] for part in ("vision", "connector", "decoder")})
     model = Model(recipe.system, params, tokenizer)
     if not reason:
         write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)

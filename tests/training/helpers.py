@@ -1,8 +1,14 @@
 """A recipe so small that a step takes milliseconds, and batches of noise for it."""
 
+import jax
 import numpy as np
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
+from vlm_jax.sharding import MeshConfig, make_mesh
+from vlm_jax.training import loop
+from vlm_jax.training.interrupt import Interrupt
+from vlm_jax.training.log import Clock
+from vlm_jax.training.workdir import Workdir
 
 TILE, PATCH = 16, 4
 
@@ -53,3 +59,20 @@ def noise_batch(rows=8, tokens=48, tiles=3, vocab=331, seed=0) -> Batch:
         batch.splice[row, 2 : 2 + visual] = np.arange(visual)
         batch.splice[row, cut + 2 : cut + 2 + visual] = visual + np.arange(visual)
     return batch
+
+
+class Memory(list):
+    """Records in memory, as a source."""
+
+    name = "memory"
+
+
+def start(recipe, folder, splits, tokenizer, interrupt=None, devices=1, mesh=None, ask=None):
+    """Trains in `folder`, or goes on there."""
+    workdir = Workdir(folder)
+    workdir.open(recipe)
+    mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
+    quarantine = loop.open_quarantine(recipe, workdir, splits)
+    return loop.train(
+        recipe, workdir, splits, tokenizer, mesh, Clock(), interrupt or Interrupt(), quarantine, None, ask
+    )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import shutil
 
@@ -10,71 +9,18 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from PIL import Image
 
-from tests.training.helpers import recipe_fields
+from tests.training.helpers import Memory, start
 from vlm_jax.checkpoints import complete, read_params
 from vlm_jax.config import build, to_plain
-from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.text.tokenizer import Tokenizer
+from vlm_jax.data.conversation import Turn
 from vlm_jax.errors import UserError
 from vlm_jax.sharding import MeshConfig, make_mesh
-from vlm_jax.training import loop
+from vlm_jax.training import loop, stage
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
-from vlm_jax.training.log import Clock
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.workdir import Workdir
-
-
-class Memory(list):
-    name = "memory"
-
-
-@pytest.fixture(scope="module")
-def splits():
-    rng = np.random.default_rng(0)
-
-    def record(i):
-        file = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (10 + i % 5, 16, 3), dtype=np.uint8)).save(file, "PNG")
-        turns = (Turn("user", "<image>\nWhat?"), Turn("assistant", "ab" * (i % 4)))
-        return Conversation(turns, (file.getvalue(),), f"r{i}", "a")
-
-    records = Memory(record(i) for i in range(40))
-    return Splits(records, records, records)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    system = (
-        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-    )
-    return Tokenizer.train([system, "user\nWhat?", "assistant\nabab"] * 5, 500 - 13)
-
-
-@pytest.fixture(scope="module")
-def small():
-    fields = recipe_fields(runtime=dict(checkpoint_seconds=0.0, keep_checkpoints=3))
-    fields["system"]["model"]["decoder"]["vocab_size"] = 500
-    for stage in fields["stages"]:
-        stage["data"] = dict(rows=8, tokens=64, tiles=4)
-    fields["stages"][1]["optimizer"]["type"] = "muon"
-    return build(Recipe, fields)
-
-
-def start(recipe, folder, splits, tokenizer, interrupt=None, devices=1, mesh=None):
-    workdir = Workdir(folder)
-    workdir.open(recipe)
-    mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
-    quarantine = loop.open_quarantine(recipe, workdir, splits)
-    return loop.train(recipe, workdir, splits, tokenizer, mesh, Clock(), interrupt or Interrupt(), quarantine)
-
-
-@pytest.fixture(scope="module")
-def unbroken(small, splits, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    return start(small, folder, splits, tokenizer), folder
 
 
 def assert_bit_equal(a, b):
@@ -96,17 +42,17 @@ def test_parts_that_are_no_longer_needed_are_dropped(unbroken):
 @pytest.mark.parametrize("cut", [2, 5, 8])
 def test_interrupted_and_continued_is_bit_equal(small, splits, tokenizer, unbroken, tmp_path, monkeypatch, cut, capsys):
     interrupt = Interrupt()
-    add = loop.Meter.add
+    add = stage.Meter.add
 
     def request(self, step, metrics):
         add(self, step, metrics)
         interrupt.requested |= self._before + step == cut
 
-    monkeypatch.setattr(loop.Meter, "add", request)
+    monkeypatch.setattr(stage.Meter, "add", request)
     with pytest.raises(KeyboardInterrupt):
         start(small, tmp_path, splits, tokenizer, interrupt)
     assert max(complete(tmp_path / "checkpoints")) == cut
-    monkeypatch.setattr(loop.Meter, "add", add)
+    monkeypatch.setattr(stage.Meter, "add", add)
     trained = start(small, tmp_path, splits, tokenizer)
     assert f"continuing from checkpoint {cut}" in capsys.readouterr().out
     assert_bit_equal(trained.params, unbroken[0].params)
@@ -133,7 +79,7 @@ def test_data_that_changed_meanwhile_is_refused(small, splits, tokenizer, unbrok
 @pytest.mark.parametrize("same", [True, False])
 def test_hosts_that_see_other_data_are_refused(small, splits, tokenizer, monkeypatch, same):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    runner = loop.StageRunner(small, 1, splits, tokenizer, mesh, *[None] * 5)
+    runner = stage.StageRunner(small, 1, splits, tokenizer, mesh, *[None] * 5)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, own if same else own + 1]))
     with (
@@ -190,13 +136,13 @@ def test_a_source_with_nothing_left_ends_the_run_and_is_listed(small, splits, to
 
 def test_an_interrupt_saves_when_no_save_is_due(small, splits, tokenizer, tmp_path, monkeypatch):
     interrupt = Interrupt()
-    add = loop.Meter.add
+    add = stage.Meter.add
 
     def request(self, step, metrics):
         add(self, step, metrics)
         interrupt.requested |= step == 2
 
-    monkeypatch.setattr(loop.Meter, "add", request)
+    monkeypatch.setattr(stage.Meter, "add", request)
     seldom = dataclasses.replace(small, runtime=dataclasses.replace(small.runtime, checkpoint_seconds=1e9))
     with pytest.raises(KeyboardInterrupt):
         start(seldom, tmp_path, splits, tokenizer, interrupt)

@@ -1,14 +1,20 @@
-"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, and a line now and then."""
+"""What a run writes while it trains, `metrics.jsonl` and events for TensorBoard, and how it says a line."""
 
 from __future__ import annotations
 
+import collections
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlm_jax.files import write_atomically
+from vlm_jax.training.pictures import Example, draw_example
 from vlm_jax.training.workdir import Workdir
+
+EXAMPLES = 2
+"""Questions of every task that TensorBoard shows as pictures."""
 
 
 def say(text: str) -> None:
@@ -34,50 +40,96 @@ class Clock:
 
 
 class Log:
-    """Writes the metrics of steps."""
+    """Writes the metrics of steps, and what the model answers to the validation questions."""
 
-    def __init__(self, workdir: Workdir, number: int, clock: Clock, say_seconds: float) -> None:
+    def __init__(self, workdir: Workdir, number: int, clock: Clock) -> None:
         """Opens the files; entries after global step `number` (of a start that was cut off) are dropped.
 
         Args:
           workdir: of the run.
           number: global step that the run continues from.
           clock: of the run.
-          say_seconds: how often a line is printed.
         """
         from tensorboardX import SummaryWriter
 
-        if workdir.metrics.is_file():
-            kept = [line for line in workdir.metrics.read_text().splitlines() if _number(line) <= number]
-            write_atomically(workdir.metrics, "".join(line + "\n" for line in kept))
-        self._file = workdir.metrics.open("a")
+        self._path = workdir.metrics
+        self._last: dict[str, Any] = {}
+        if self._path.is_file():
+            kept = [line for line in self._path.read_text().splitlines() if _number(line) <= number]
+            write_atomically(self._path, "".join(line + "\n" for line in kept))
+            self._last = json.loads(kept[-1]) if kept else {}
+        self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir.events), purge_step=number + 1, flush_secs=30)
         self._clock = clock
-        self._say_seconds, self._said = say_seconds, float("-inf")
 
-    def steps(self, number: int, entry: dict[str, Any], total: int, left: float) -> None:
+    def steps(self, number: int, entry: dict[str, Any]) -> None:
         """Records the mean metrics of the steps up to `entry['step']` of `entry['stage']`.
 
         Args:
           number: global step.
           entry: `stage`, `step`, `loss`, `learning_rate`, ... ; `seconds` and `number` are added.
-          total: steps of the stage.
-          left: seconds that the stage will still take, as an estimate.
         """
-        entry = {**entry, "number": number, "seconds": round(self._clock.seconds, 2)}
-        self._file.write(json.dumps(entry) + "\n")
+        self._last = {**entry, "number": number, "seconds": round(self._clock.seconds, 2)}
+        self._file.write(json.dumps(self._last) + "\n")
         self._file.flush()
-        for name, value in entry.items():
+        for name, value in self._last.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{entry['stage']}/{name}", value, number)
-        if time.monotonic() - self._said >= self._say_seconds or entry["step"] == total:
-            self._said = time.monotonic()
-            say(
-                f"{entry['stage']:>8} {entry['step']:>5}/{total}  loss {entry['loss']:.4f}  "
-                f"accuracy {entry['accuracy']:.3f}  rate {entry['learning_rate']:.2e}  "
-                f"{entry['answers_per_second']:.0f} answers/s  useful tokens {entry['useful_tokens']:.0%}  "
-                f"left {left:.0f} s"
-            )
+
+    def asked(self, number: int) -> bool:
+        """Whether the validation questions were asked at global step `number`, the last there is."""
+        return self._last.get("number") == number and "validation" in self._last
+
+    def validation(
+        self,
+        number: int,
+        speaker: str,
+        scores: Mapping[str, float],
+        mean: float,
+        examples: Iterable[Example],
+        seconds: float,
+    ) -> None:
+        """Records what a model answered at global step `number`.
+
+        It becomes part of that step's line in `metrics.jsonl`, under `validation`, so that a step has one line.
+        TensorBoard gets the scores as `validation/<task>`, and examples as pictures; those of a teacher have names of
+        their own.
+
+        Args:
+          number: global step; the last line must be that of it.
+          speaker: the model that was asked, "student" or "teacher".
+          scores: by task, in [0, 1].
+          mean: over the tasks.
+          examples: the questions and its answers; the first ones of each task are drawn.
+          seconds: that it took.
+        """
+        of = "" if speaker == "student" else f"-{speaker}"
+        for task, score in {**scores, "mean": mean}.items():
+            self._board.add_scalar(f"validation{of}/{task}", score, number)
+        drawn: collections.Counter[str] = collections.Counter()
+        for example in examples:
+            drawn[example.task] += 1
+            if drawn[example.task] <= EXAMPLES:
+                name = f"examples{of}/{example.task}-{drawn[example.task]}"
+                self._board.add_image(name, draw_example(example), number, dataformats="HWC")
+        self._board.flush()
+        if self._last.get("number") != number:
+            return  # somebody took the file away
+        found = {"of": speaker, "scores": dict(scores), "mean": mean, "seconds": round(seconds, 2)}
+        self._last["validation"] = found
+        self._file.close()
+        lines = self._path.read_text().splitlines()
+        write_atomically(self._path, "".join(line + "\n" for line in [*lines[:-1], json.dumps(self._last)]))
+        self._file = self._path.open("a")
+
+    def validation_seconds(self) -> dict[str, float]:
+        """What asking took in every stage in which it was done."""
+        seconds: dict[str, float] = {}
+        for line in self._path.read_text().splitlines():
+            entry = json.loads(line)
+            if "validation" in entry:
+                seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["validation"]["seconds"]
+        return seconds
 
     def close(self) -> None:
         """Writes what is still buffered."""

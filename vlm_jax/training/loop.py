@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import Checkpoints, complete
-from vlm_jax.data.feed import read_ahead
-from vlm_jax.data.pipeline import START, Batches, NothingLeftError, Position
+from vlm_jax.data.pipeline import START
 from vlm_jax.data.plan.index import load_index
-from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import Quarantine, remove
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.globs import flatten, unflatten
 from vlm_jax.models.vlm import init_params
-from vlm_jax.sharding import batch_sharding, place, rows_here, tree_shardings
+from vlm_jax.sharding import place, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
+from vlm_jax.training.live import screen
 from vlm_jax.training.log import Clock, Log, say
-from vlm_jax.training.optimizer import merge
-from vlm_jax.training.progress import Figures, Meter, Progress
-from vlm_jax.training.recipe import Recipe, Stage
-from vlm_jax.training.step import Trainer, TrainState
+from vlm_jax.training.progress import Figures, Progress
+from vlm_jax.training.recipe import Recipe
+from vlm_jax.training.stage import StageRunner, Watching, stage_batches, stage_preparer
+from vlm_jax.training.step import Trainer
+from vlm_jax.training.time_left import TimeLeft, step_cost
+from vlm_jax.training.watch import Ask, Watch
 from vlm_jax.training.workdir import Workdir
 
 
@@ -70,10 +66,12 @@ def train(
     interrupt: Interrupt,
     quarantine: Quarantine,
     start: dict[str, Any] | None = None,
+    ask: Ask | None = None,
 ) -> Trained:
     """Runs the stages that are still to do; without a checkpoint, from `start` where it has a part, else from scratch.
 
-    `start` is empty afterwards, so that its arrays can go once they are on the mesh.
+    `start` is empty afterwards, so that its arrays can go once they are on the mesh. `ask` is called as
+    `config.evaluation.watch` says; what it does changes no number of the training.
 
     Raises:
       KeyboardInterrupt: a signal came; a checkpoint was written first.
@@ -92,16 +90,23 @@ def train(
         params = _restore_params(checkpoints, number, {k: v for k, v in params.items() if k in alive}, mesh)
         stage = recipe.stages[progress.stage]
         say(f"continuing from checkpoint {number}: stage {stage.name}, step {progress.step} of {stage.steps}")
-    check_stages(recipe, splits, tokenizer, mesh, quarantine, progress.stage)
+    costs = check_stages(recipe, splits, tokenizer, mesh, quarantine, progress.stage)
+    left = TimeLeft([stage.steps for stage in recipe.stages], [0.0] * progress.stage + costs)
     clock.add(progress.seconds)
-    log = Log(workdir, number or 0, clock, recipe.runtime.log_seconds)
+    log = Log(workdir, number or 0, clock)
+    watch = Watch(ask, recipe.evaluation.watch_steps, log)
+    watching = Watching(log, screen(recipe.runtime.log_seconds), left, watch)
     try:
         for i in range(progress.stage, len(recipe.stages)):
             if i > progress.stage:
                 progress = dataclasses.replace(progress, stage=i, step=0, position=START, data="")
             params = {part: tree for part, tree in params.items() if part in live_parts(recipe, i)}
-            runner = StageRunner(recipe, i, splits, tokenizer, mesh, checkpoints, quarantine, log, clock, interrupt)
+            runner = StageRunner(
+                recipe, i, splits, tokenizer, mesh, checkpoints, quarantine, watching, clock, interrupt
+            )
             params = runner.run(params, progress)
+        for name, seconds in log.validation_seconds().items():
+            progress.figures[name]["validation_seconds"] = seconds
         return Trained(params, progress.figures)
     finally:
         try:
@@ -135,8 +140,11 @@ def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits) -> Quarant
 
 def check_stages(
     recipe: Recipe, splits: Splits, tokenizer: Tokenizer, mesh: Mesh, quarantine: Quarantine, first: int = 0
-) -> None:
+) -> list[float]:
     """Finds what would stop stage number `first` or a later one when its turn comes, which may be days from now.
+
+    Returns:
+      What a step of each of these stages costs (`step_cost`).
 
     Raises:
       UserError: globs that match nothing, rows that the mesh does not divide, weights that do not fit, too many records
@@ -144,18 +152,21 @@ def check_stages(
     """
     params = jax.eval_shape(lambda: initial_params(recipe))
     hosts = mesh.shape["data"] * mesh.shape["fsdp"]
+    costs = []
     for i, stage in enumerate(recipe.stages[first:], start=first):
         if stage.data.rows % hosts:
             raise UserError(
                 f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
             )
-        Trainer(stage, recipe.models, mesh, params)
+        state = Trainer(stage, recipe.models, mesh, params).abstract
         numbered = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine)
         try:
             quarantine.add(numbered.bad)
         except UserError as error:
             raise UserError(f"config.stages[{i}].data: {error}") from None
         data, shape = stage.data, numbered.shape
+        student = recipe.models.student
+        costs.append(step_cost(stage, shape.tokens, shape.tiles, state.trainable, state.frozen, student))
         if None in (data.tokens, data.tiles):
             say(
                 f"stage {stage.name}: rows of {shape.tokens:,} tokens and {shape.tiles} tiles, of which about "
@@ -163,6 +174,7 @@ def check_stages(
             )
     if quarantine.rows:
         say(f"{quarantine.summary()}; see {quarantine.path}")
+    return costs
 
 
 def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, quarantine: Quarantine, fresh: bool) -> Recipe:
@@ -189,39 +201,6 @@ def with_steps(recipe: Recipe, splits: Splits, tokenizer: Tokenizer, quarantine:
     return dataclasses.replace(recipe, stages=tuple(stages))
 
 
-def stage_preparer(recipe: Recipe, index: int, tokenizer: Tokenizer) -> Preparer:
-    """What makes examples for stage number `index`; how long one may be is the context's to say."""
-    context = recipe.system.model.decoder.context
-    return recipe.system.preparer(tokenizer, context, loss_reduction=recipe.stages[index].loss_reduction)
-
-
-def stage_batches(
-    recipe: Recipe,
-    index: int,
-    splits: Splits,
-    tokenizer: Tokenizer,
-    start: Position = START,
-    rows: Sequence[int] | None = None,
-    quarantine: Quarantine | None = None,
-) -> Batches:
-    """The batches of stage number `index`, or these rows of each.
-
-    Where a source has nothing left, the quarantine is told of its records first.
-
-    Raises:
-      UserError: the stage's weights do not fit the data, or a source has no record that can be used.
-    """
-    preparer, data = stage_preparer(recipe, index, tokenizer), recipe.stages[index].data
-    try:
-        return Batches(splits.train, preparer, data, recipe.seed, start, stage=index, rows=rows)
-    except UserError as error:
-        message = f"config.stages[{index}].data: {error}"
-        if quarantine is not None and isinstance(error, NothingLeftError):
-            quarantine.write(error.bad)
-            message += f". {quarantine.summary()}; see {quarantine.path}"
-        raise UserError(message) from None
-
-
 def _restore_params(checkpoints: Checkpoints, number: int, shapes: Any, mesh: Mesh) -> dict[str, Any]:
     like = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -229,121 +208,3 @@ def _restore_params(checkpoints: Checkpoints, number: int, shapes: Any, mesh: Me
         tree_shardings(shapes, mesh),
     )
     return checkpoints.restore_params(number, like)
-
-
-class StageRunner:
-    """Runs one stage from wherever its progress stands to its end."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        index: int,
-        splits: Splits,
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-        checkpoints: Checkpoints,
-        quarantine: Quarantine,
-        log: Log,
-        clock: Clock,
-        interrupt: Interrupt,
-    ) -> None:
-        self.recipe, self.index, self.splits, self.tokenizer = recipe, index, splits, tokenizer
-        self.mesh, self.checkpoints, self.quarantine = mesh, checkpoints, quarantine
-        self.log, self.clock, self.interrupt = log, clock, interrupt
-        self.stage: Stage = recipe.stages[index]
-        self.before = sum(stage.steps for stage in recipe.stages[:index])
-
-    def run(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """Trains from `progress` (which it advances) to the stage's end and returns all parameters.
-
-        `params` is empty afterwards: the stage moves copies of what it trains, and two of those need not fit the
-        device.
-        """
-        if progress.step == self.stage.steps:
-            return params
-        trainer = Trainer(self.stage, self.recipe.models, self.mesh, params)
-        state = trainer.init(params)
-        if progress.step > 0:
-            optimizer = self.checkpoints.restore_optimizer(self.before + progress.step, trainer.abstract.optimizer)
-            state = state._replace(
-                step=jax.device_put(np.int32(progress.step), state.step.sharding), optimizer=optimizer
-            )
-        moved = flatten(state.trainable)
-        untouched = unflatten({path: leaf for path, leaf in flatten(params).items() if path not in moved})
-        params.clear()
-        if progress.step == 0:
-            trained, fixed = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.trainable, state.frozen))
-            say(
-                f"stage {self.stage.name}: {self.stage.steps} steps, {trained:,} parameters train, {fixed:,} are frozen"
-            )
-        with jax.set_mesh(self.mesh), self.interrupt.held():
-            state = self._steps(trainer, state, untouched, progress)
-        return merge(untouched, state.trainable)
-
-    def _steps(self, trainer: Trainer, state: TrainState, untouched: Any, progress: Progress) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1000 + self.index)
-        numbered = self._batches(progress)
-        meter = Meter(self.stage, numbered.shape, self.log, self.before, progress)
-        saved = time.monotonic()
-        for position, batch, bad in read_ahead(numbered, self.recipe.runtime.workers):
-            if bad:
-                self.quarantine.add(bad)
-                self.quarantine.refuse_used_up(self.splits.train)
-            batch = self._place(batch)
-            state, metrics = trainer.step(state, batch, key)
-            progress.step, progress.position = progress.step + 1, position
-            meter.add(progress.step, metrics)
-            ended = progress.step == self.stage.steps
-            due = time.monotonic() - saved > self.recipe.runtime.checkpoint_seconds
-            if ended or due or self.interrupt.requested:
-                meter.flush()  # a checkpoint knows all steps before it, and none of them was in vain
-                progress.seconds = self.clock.seconds
-                params = merge(untouched, state.trainable)
-                number = self.before + progress.step
-                self.checkpoints.save(number, params, state.optimizer, progress.to_meta(), permanent=ended)
-                saved = time.monotonic()
-            if self.interrupt.requested:
-                self.checkpoints.finish()
-                raise KeyboardInterrupt
-            if ended:
-                return state
-        raise AssertionError("the data pipeline never ends")
-
-    def _batches(self, progress: Progress) -> Batches:
-        """The batches from where `progress` stands, in so far as this process's devices hold their rows.
-
-        Raises:
-          UserError: the data is not what it was when the position was written, or not the same on every host.
-        """
-        rows = rows_here(self.mesh, self.stage.data.rows)
-        numbered = stage_batches(self.recipe, self.index, self.splits, self.tokenizer, progress.position, rows)
-        _agree(numbered.digest, self.stage)
-        if progress.data not in ("", numbered.digest):
-            raise UserError(
-                f"stage {self.stage.name}: the data is not what it was when step {progress.step} was saved: sizes or "
-                "usability of its records changed. Put it back as it was, or begin anew in another --workdir"
-            )
-        progress.data = numbered.digest
-        return numbered
-
-    def _place(self, batch: Batch) -> Batch:
-        """The rows of all processes as one batch on the mesh."""
-        sharding, rows = batch_sharding(self.mesh), self.stage.data.rows
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch)
-
-
-def _agree(digest: str, stage: Stage) -> None:
-    """Each host measures the data by itself; what they find must be the same, or they load rows of different plans.
-
-    Raises:
-      UserError: on every host, if it is not.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import process_allgather
-
-        found = process_allgather(np.frombuffer(digest.encode(), np.uint8))
-        if (found != found[0]).any():
-            raise UserError(
-                f"stage {stage.name}: the hosts do not see the same data: sizes or usability of its records differ. "
-                "Give all of them the same files; an index-*.npz beside them may be older than a picture"
-            )

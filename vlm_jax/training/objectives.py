@@ -22,6 +22,9 @@ from vlm_jax.training.loss import cross_entropy, next_token_targets
 Params = Mapping[str, Any]
 Sums = dict[str, jax.Array]
 
+Speaker = Literal["student", "teacher"]
+"""Whose encoder and connector stand before the decoder."""
+
 
 @config_class
 class TeacherConfig:
@@ -46,6 +49,12 @@ class Models:
         vision = dataclasses.replace(self.student.vision, drop_path=rate)
         return dataclasses.replace(self, student=dataclasses.replace(self.student, vision=vision))
 
+    def vlm(self, speaker: Speaker, params: Params) -> tuple[VLMConfig, Params]:
+        """The student or the teacher as a whole model, and its own of the run's parameters."""
+        if speaker == "teacher":
+            return self.teacher_vlm, {**params["teacher"], "decoder": params["decoder"]}
+        return self.student, {part: params[part] for part in ("vision", "connector", "decoder")}
+
     @property
     def teacher_vlm(self) -> VLMConfig:
         """The teacher's encoder and connector in front of the student's decoder."""
@@ -62,7 +71,12 @@ class GenerateObjective:
     """
 
     type: Literal["generate"] = "generate"
-    model: Literal["student", "teacher"] = "student"
+    model: Speaker = "student"
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """The model that has learned to answer when the stage ends; None where none has."""
+        return self.model
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -78,9 +92,7 @@ class GenerateObjective:
         self, models: Models, params: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Returns the weighted sum of losses, and sums to report (`weight` divides the loss)."""
-        config = models.student
-        if self.model == "teacher":
-            config, params = models.teacher_vlm, {**params["teacher"], "decoder": params["decoder"]}
+        config, params = models.vlm(self.model, params)
         hidden = VLM(config, models.compute).apply({"params": params}, batch, key, method="hidden")
         targets, weights = next_token_targets(batch)
         loss, right = cross_entropy(hidden, head_kernel(params, config.decoder), targets, weights)
@@ -102,6 +114,11 @@ class DistillObjective:
 
     type: Literal["distill"] = "distill"
     layers: int = 4
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """None: the encoder changes under a connector and a decoder that have yet to get used to it."""
+        return None
 
     @property
     def parts(self) -> tuple[str, ...]:

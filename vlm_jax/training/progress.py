@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,8 +14,10 @@ import jax
 from vlm_jax.data.pipeline import START, Position
 from vlm_jax.data.plan.shape import RowShape
 from vlm_jax.errors import UserError
+from vlm_jax.training.live import Screen, Status
 from vlm_jax.training.log import Log
 from vlm_jax.training.recipe import Stage
+from vlm_jax.training.time_left import TimeLeft
 
 LOG_EVERY = 10
 """Steps whose mean makes one line of `metrics.jsonl`."""
@@ -54,12 +58,25 @@ class Progress:
 
 
 class Meter:
-    """Averages metrics over some steps, and knows how fast they were.
+    """Averages metrics over some steps, knows how fast they were, and lets the person watching know.
 
     It reads a step's metrics one step late, so that the device never waits for the host.
+
+    Attributes:
+      status: what the person watching sees.
     """
 
-    def __init__(self, stage: Stage, shape: RowShape, log: Log, before: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        shape: RowShape,
+        log: Log,
+        before: int,
+        progress: Progress,
+        screen: Screen,
+        left: TimeLeft,
+        status: Status,
+    ) -> None:
         """Begins to measure.
 
         Args:
@@ -68,13 +85,18 @@ class Meter:
           log: takes the means.
           before: steps of the stages before.
           progress: takes the figures.
+          screen: shows the status.
+          left: learns from every step.
+          status: of the stage as it begins, or goes on.
         """
         self._stage, self._log, self._before, self._progress = stage, log, before, progress
+        self._screen, self._left, self.status = screen, left, status
         self._slots = (stage.data.rows * shape.tokens, max(1, stage.data.rows * shape.tiles))
         self._waiting: tuple[int, Any] | None = None
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._since = time.monotonic()
+        self._since = self._read_at = time.monotonic()
+        self._show(fresh=False)
 
     def add(self, step: int, metrics: Any) -> None:
         """Takes the metrics of `step` (still being computed) and reads those of the step before."""
@@ -90,6 +112,24 @@ class Meter:
             if self._count:
                 self._write(waiting[0])
 
+    @contextlib.contextmanager
+    def paused(self, doing: str) -> Iterator[None]:
+        """Something else is done meanwhile, and seen to be: its seconds are none of a step's. Flush before it."""
+        began = time.monotonic()
+        self.status.doing = doing
+        self._show(fresh=False)
+        try:
+            yield
+        finally:
+            self.status.doing = ""
+            self._show(fresh=False)
+            took = time.monotonic() - began
+            self._since, self._read_at = self._since + took, self._read_at + took
+
+    def _show(self, fresh: bool) -> None:
+        self.status.left = self._left.left(self.status.step)
+        self._screen.show(self.status, fresh)
+
     def _read(self, step: int, metrics: Any) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
@@ -101,8 +141,13 @@ class Meter:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
+        now = time.monotonic()
+        self._left.add(now - self._read_at)
+        self._read_at, self.status.step = now, step
         if step % LOG_EVERY == 0 or step == 1:
             self._write(step)
+        else:
+            self._show(fresh=False)
 
     def _write(self, step: int) -> None:
         seconds = time.monotonic() - self._since
@@ -113,9 +158,10 @@ class Meter:
             "useful_tiles": mean.pop("tiles") / self._slots[1],
         }
         entry = {"stage": self._stage.name, "step": step, **mean, **speed, **useful}
-        left = (self._stage.steps - step) * seconds / self._count
-        self._log.steps(self._before + step, entry, self._stage.steps, left)
+        self._log.steps(self._before + step, entry)
         self._remember(step, seconds, entry)
+        self.status.entry, self.status.seconds = entry, self._progress.figures[self._stage.name]["seconds"]
+        self._show(fresh=True)
         self._sums, self._count, self._since = {}, 0, time.monotonic()
 
     def _remember(self, step: int, seconds: float, entry: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Start:
 
 @config_class
 class EvaluationConfig:
-    """What is measured at the end.
+    """What is measured at the end, and what is looked at on the way.
 
     Attributes:
       split: of the data.
@@ -104,6 +104,9 @@ class EvaluationConfig:
       gallery: pictures shown in the report.
       controls: pictures that everything is asked again with, to see that the model looks at its own
         (`vlm_jax/evaluation/controls.py`); each takes as long as the questions themselves.
+      watch: how many validation questions of each task are asked at the end of every stage that trains a model to
+        answer, always the same ones; 0 asks none.
+      watch_steps: after how many steps they are asked within a stage, too; 0 is never.
     """
 
     split: Literal["validation", "test"] = "test"
@@ -112,9 +115,12 @@ class EvaluationConfig:
     batch_size: int = 50
     gallery: int = 36
     controls: tuple[Literal["blank", "shuffled", "wrong"], ...] = ("blank",)
+    watch: int = 8
+    watch_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0}.items():
+        leasts = {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "gallery": 0, "watch": 0, "watch_steps": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UserError(f"config.evaluation.{name}: must be at least {least}, got {getattr(self, name)}")
         if len(set(self.controls)) != len(self.controls):
@@ -228,6 +234,7 @@ MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
     "config.evaluation.controls",
+    "config.evaluation.watch",
     "config.data.directory",
     "config.data.name",
     "config.data.data_dir",
