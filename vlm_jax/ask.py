@@ -41,7 +41,7 @@ class Questions:
         result = evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),
             self._benchmark,
-            blank=False,
+            controls=(),
             chunk_size=self.count,
             seed=self._recipe.seed,
         )

@@ -37,7 +37,7 @@ class PocketData:
     """
 
     type: Literal["pocket"] = "pocket"
-    preset: Literal["default", "quick", "tiny"] = "default"
+    preset: Literal["default", "large", "quick", "tiny"] = "default"
     directory: str = ""
 
     def open(self, workdir: Path, seed: int, say: Callable[[str], None]) -> Splits:
