@@ -23,7 +23,7 @@ ARGUMENTS = {
 # Data preset and the steps of every stage, in order.
 SIZES = {
     "": ("default", 220, 520, 600, 180, 60, 1100),
-    "full": ("large", 300, 700, 1300, 500, 80, 5600),
+    "full": ("large", 300, 700, 1300, 400, 80, 5300),
     "quick": ("quick", 4, 4, 6, 4, 4, 10),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
@@ -78,7 +78,7 @@ def get_config(arg: str = ""):
 
     look = dict(rows=8, tokens=256, tiles=2, parts=1)
     read, find = ({**look, **dict(rows=16, tokens=tokens, tiles=1)} for tokens in (56, 160))  # a picture a row
-    if arg:
+    if arg in ("quick", "tiny"):
         read = find = look  # stages of one shape share a compilation
 
     def stage(name, steps, objective, trainable, weights=everything, rows=8, tokens=384, tiles=7, parts=2, **changes):

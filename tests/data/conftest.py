@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.bad_records import write_bad_meta
+from vlm_jax.data import check
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.errors import UserError
 
 TEXTS = [
     "system user assistant What is the total of this receipt? The total is 128.50. Read the digit in row 2, column 3.",
@@ -57,3 +60,24 @@ def conversations(png) -> list[Conversation]:
         turns = (Turn("user", question), Turn("assistant", answer))
         records.append(Conversation(turns, images, f"r{number}", "b" if number % 3 == 2 else "a"))
     return records
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory):
+    """A data set with everything that can be wrong: the meta file, and the reason by line of captions.jsonl."""
+    return write_bad_meta(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in a fresh folder; gives its exit code (or the `UserError`'s text) and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = check.main([str(argument) for argument in arguments])
+        except UserError as error:
+            code = str(error)
+        return code, capsys.readouterr().out
+
+    return run

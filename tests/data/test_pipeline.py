@@ -1,26 +1,17 @@
 import dataclasses
 import itertools
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from tests.meta_fixture import write_meta
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.feed import batches
-from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.pipeline import START, Batches, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records, task_weights
-from vlm_jax.data.quarantine import row_of
-from vlm_jax.data.sources import ManySources, MemorySource
+from vlm_jax.data.sources import MemorySource
 from vlm_jax.errors import UserError
 
 CONFIG = MixtureConfig(rows=3, tokens=400, tiles=12, window=24)
@@ -286,162 +277,9 @@ def test_an_image_damaged_behind_its_header_leaves_a_hole(preparer, conversation
         np.testing.assert_array_equal(getattr(batch, name)[there], getattr(whole.batch, name)[there], err_msg=name)
 
 
-def test_nothing_is_left_after_a_kill(tmp_path):
-    script = tmp_path / "feed.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import multiprocessing, time
-            from vlm_jax.data import feed, prepare, sources, tiling
-            from vlm_jax.data.plan import mixture
-            from vlm_jax.data.text import templates, tokenizer
-            from vlm_jax.data.conversation import Conversation, Turn
-
-            if __name__ == "__main__":
-                words = tokenizer.Tokenizer.train(["a b c"], 300)
-                template, layout = templates.TEMPLATES["internvl2"], tiling.ClosestAspect(tile_size=28)
-                preparer = prepare.Preparer(words, template, layout, 14, 2, 500)
-                data = sources.MemorySource([Conversation((Turn("user", "a"), Turn("assistant", "b")))])
-                config = mixture.MixtureConfig(rows=1, tokens=500, tiles=2)
-                seen = feed.batches(data, preparer, config, 0, workers=1)
-                next(seen), next(seen)
-                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-                time.sleep(60)
-            """
-        )
-    )
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    shared = {file for pid in (process.pid, *workers) for file in shared_memory(pid)}
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert workers
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(alive(pid) for pid in workers)
-    assert shared
-    while any(map(os.path.exists, shared)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(os.path.exists, shared))
-
-
-def shared_memory(pid):
-    """Files of shared memory that a process has mapped (others on the machine have some, too)."""
-    with open(f"/proc/{pid}/maps") as file:
-        return {line.split()[-1] for line in file if "/dev/shm/psm_" in line}
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-class Stored(MemorySource):
-    """A source in memory that pretends to lie in `folder`."""
-
-    folder = None
-    content = "1"
-    reads = 0
-
-    def __getitem__(self, index):
-        type(self).reads += 1
-        return super().__getitem__(index)
-
-    def fingerprint(self):
-        return self.content
-
-
-def test_the_index_is_kept_beside_the_data(conversations, preparer, tmp_path, caplog):
-    class Here(Stored):
-        folder = tmp_path
-
-    source = Here(conversations)
-    first = load_index(source, preparer)
-    assert Here.reads == 60
-    again = load_index(source, preparer)
-    assert Here.reads == 60
-    np.testing.assert_array_equal(first.sizes, again.sizes)
-    np.testing.assert_array_equal(first.task_ids, again.task_ids)
-    assert first.tasks == again.tasks == ("a", "b")
-    np.testing.assert_array_equal(first.least, again.least)
-    assert (*first.sizes[7], first.least[7]) == preparer.measure(conversations[7])
-
-    load_index(source, dataclasses.replace(preparer, tokens_per_tile=3))
-    assert Here.reads == 120
-    Here.content = "2"
-    load_index(source, preparer)
-    assert Here.reads == 180
-    assert len(list(tmp_path.iterdir())) == 3
-    load_index(source, dataclasses.replace(preparer, max_tokens=50))  # measured once for every limit
-    assert Here.reads == 180
-
-    Here.folder = tmp_path / "missing"
-    load_index(source, preparer)
-    assert "index of record sizes was not kept" in caplog.text
-
-
-def test_sources_behind_one_another_have_one_index(conversations, preparer, tmp_path):
-    class Here(Stored):
-        folder = tmp_path
-
-    reversed_tasks = [dataclasses.replace(c, task={"a": "z", "b": "b"}[c.task]) for c in conversations[3:9]]
-    both = ManySources((MemorySource(reversed_tasks), Here(conversations[:5]), MemorySource([])), "both")
-    with pytest.raises(UserError, match="memory: the data set is empty"):
-        load_index(both, preparer)
-    both = ManySources(both.parts[:2], "both")
-    index = load_index(both, preparer)
-    assert len(list(tmp_path.iterdir())) == 1
-    assert index.tasks == ("a", "b", "z")
-    for number in range(11):
-        conversation = [*reversed_tasks, *conversations[:5]][number]
-        assert both[number] == conversation
-        assert index.tasks[index.task_ids[number]] == conversation.task
-        assert (*index.sizes[number], index.least[number]) == preparer.measure(conversation)
-
-
-def test_the_kept_index_names_records_as_the_data_is_called_now(preparer, tmp_path, monkeypatch):
-    write_meta(tmp_path, scale=0.3)
-    (tmp_path / "pages.jsonl").write_text("{}\n" + (tmp_path / "pages.jsonl").read_text())
-    monkeypatch.chdir(tmp_path)
-    (first,) = load_index(open_meta("meta.json"), preparer).bad.values()
-    assert first.place == "pages.jsonl:1"
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    (again,) = load_index(open_meta("../meta.json"), preparer).bad.values()
-    assert again.place == "../pages.jsonl:1"
-    assert row_of(again).source == str(tmp_path / "pages.jsonl")  # so that a continued run does not count it twice
-
-
 def test_an_empty_source_is_refused(preparer):
     with pytest.raises(UserError, match="memory: the data set is empty"):
         Batches(MemorySource([]), preparer, CONFIG, 0, START)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (dict(sampling="size"), {"a": 40, "b": 20}),
-        (dict(sampling="size", epoch_records=30), {"a": 20, "b": 10}),
-        (dict(sampling="weight", weights={"a": 1.0, "b": 3.0}), {"a": 15, "b": 45}),
-        (dict(sampling="sqrt_size", epoch_records=60), {"a": 60 * 40**0.5 / (40**0.5 + 20**0.5), "b": 24.85}),
-        (dict(cap=25), {"a": 25, "b": 20}),
-        (dict(cap=25, weights={"b": 3.0}), {"a": 0, "b": 25}),
-    ],
-)
-def test_mixtures(source, preparer, changes, expected):
-    index = load_index(source, preparer)
-    weights = task_weights(index, dataclasses.replace(CONFIG, **changes))
-    epochs = [epoch_records(index, weights, (5, 0), epoch) for epoch in range(12)]
-    for number, task in enumerate(index.tasks):
-        ids = np.flatnonzero(index.task_ids == number)
-        seen = np.bincount(np.concatenate(epochs), minlength=60)[ids]
-        assert seen.max() - seen.min() <= 1  # in turn
-        for records in epochs:
-            assert abs(np.isin(records, ids).sum() - expected[task]) <= 1
 
 
 def test_shapes_come_from_the_records_unless_they_are_given(source, preparer, conversations):
@@ -501,40 +339,3 @@ def test_digests_tell_plans_apart(source, preparer, conversations):
     assert same == digest()
     assert same == digest(start=Position(0, 1, 0), rows=(1,))
     assert len({same, *others}) == 6
-
-
-def test_sources_are_measured_in_processes(tmp_path, preparer):
-    meta = write_meta(tmp_path, scale=0.3)
-    lines = (tmp_path / "pages.jsonl").read_text().splitlines()
-    (tmp_path / "pages.jsonl").write_text("\n".join([*lines, "{}"]))
-    alone = load_index(open_meta(meta), preparer, workers=0)
-    for path in tmp_path.glob("index-*.npz"):
-        path.write_bytes(path.read_bytes()[:-50])  # damaged ones are made anew
-    index = load_index(open_meta(meta), preparer, workers=2)
-    np.testing.assert_array_equal(index.sizes, alone.sizes)
-    np.testing.assert_array_equal(index.least, alone.least)
-    np.testing.assert_array_equal(index.task_ids, alone.task_ids)
-    assert index.tasks == alone.tasks
-    ((number, error),) = index.bad.items()
-    assert str(error) == str(alone.bad[number])
-    assert error.place.endswith(f"pages.jsonl:{len(lines) + 1}")
-
-
-def test_records_that_could_not_be_used_are_measured_again_on_demand(tmp_path, preparer):
-    meta = write_meta(tmp_path, scale=0.3)
-    picture = next((tmp_path / "images/photos").iterdir())
-    content = picture.read_bytes()
-    whole = load_index(open_meta(meta), preparer)
-    for path in tmp_path.glob("index-*.npz"):
-        path.unlink()
-    picture.unlink()
-    without = load_index(open_meta(meta), preparer)
-    assert {error.reason for error in without.bad.values()} == {"missing"}
-    picture.write_bytes(content)
-    assert load_index(open_meta(meta), preparer).bad.keys() == without.bad.keys()
-    for again in (True, False):
-        index = load_index(open_meta(meta), preparer, again=again)
-        assert not index.bad
-        np.testing.assert_array_equal(index.sizes, whole.sizes)
-        np.testing.assert_array_equal(index.least, whole.least)
-        np.testing.assert_array_equal(index.task_ids, whole.task_ids)
