@@ -44,6 +44,11 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def share(path: Path) -> None:
+    """Lets those read and write a file who may do so with its folder; temporary files are their writer's alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

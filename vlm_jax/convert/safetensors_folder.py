@@ -22,7 +22,7 @@ from vlm_jax.convert import table
 from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.convert.table import Shape
 from vlm_jax.errors import UserError
-from vlm_jax.files import read_json, refuse_links_out
+from vlm_jax.files import read_json, refuse_links_out, share
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -155,6 +155,7 @@ def write_weights(
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         held = {name: np.ascontiguousarray(tensor) for name, tensor in (next(stream) for _ in names)}
         save_file(held, folder / file, metadata={"format": "pt"})  # transformers refuses files without it
+        share(folder / file)
         index.update(dict.fromkeys(held, file))
         del held  # before the next one is gathered
     if len(shards) > 1:

@@ -23,6 +23,7 @@ from vlm_jax.data.plan.measure import WORTH_PROCESSES, Measured, measure, measur
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import ManySources, Source, StoredSource
 from vlm_jax.errors import UserError
+from vlm_jax.files import share
 
 _FORMAT = 5  # to be raised when the meaning of the file changes
 
@@ -180,6 +181,7 @@ def _write(path: Path, index: Index) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
             np.savez(file, **arrays)
+        share(Path(temporary))
         os.replace(temporary, path)
     except OSError as error:
         logging.getLogger(__name__).warning("%s: the index of record sizes was not kept: %s", path, error.strerror)
