@@ -176,7 +176,7 @@ def test_killed_and_stopped_on_the_way_ends_with_the_same_bits(finished, launch,
         (["--config=nowhere.py"], r"nowhere\.py: there is no such file; there are .*pocket\.py"),
         ([CONFIG.replace("pocket", "pockt")], r"did you mean .*configs/pocket\.py\?"),
         ([CONFIG.replace(":tiny", ":qick")], r"pocket\.py:qick: no argument 'qick' \(did you mean 'quick'\?\)"),
-        ([CONFIG.replace(":tiny", ":huge")], r"there are '', 'quick', 'tiny'"),
+        ([CONFIG.replace(":tiny", ":huge")], r"there are '', 'full', 'quick', 'tiny'"),
         (
             [CONFIG, "--config.seeed=1"],
             r"--config\.seeed: config has no 'seeed' \(did you mean 'seed'\?\); there are co",
@@ -209,6 +209,9 @@ def test_mistakes_are_one_line_that_names_them(arguments, message, tmp_path):
         ("def get_config(arg=''):\n    return {}['b']", r"mine\.py, line 2: KeyError: b"),
         ("x = (", r"mine\.py, line 1: "),
         ("import nowhere_to_be_found\nget_config = 1", r"mine\.py, line 1: ModuleNotFoundError"),
+        # Nothing of the file is to blame: it is called wrongly.
+        ("def get_config(arg):\n    return {}", r"^\S*mine\.py: TypeError: get_config\(\) missing 1 [^\n]*arg$"),
+        ("get_config = 3", r"^\S*mine\.py: TypeError: int object is not callable$"),
     ],
 )
 def test_mistakes_in_a_config_file_name_file_and_line(tmp_path, text, message):

@@ -10,7 +10,7 @@ CONFIG = to_config_dict(
 
 
 @pytest.mark.parametrize(
-    "path", ["config.seed", "config.stages[1].steps", "config.stages[-2].steps", "config.globs[0]", "config.data.rows"]
+    "path", ["config.seed", "config.stages[1].steps", "config.stages[-2].steps", "config.data.rows"]
 )
 def test_what_is_there(path):
     assert missing_field(CONFIG, path) == ""
@@ -29,6 +29,8 @@ def test_what_is_there(path):
             "config.stages is a list: say which of [0] read, [1] tune, as in config.stages[1].steps",
         ),
         ("config.globs[2]", "config.globs has no [2]; there are [0] to [1]"),
+        # ml_collections can set a list, and what is in an item of it, but not an item.
+        ("config.globs[0]", "an item cannot be set by itself; set them all, as --config.globs=('a/**', 'b')"),
         ("config.none[0]", "config.none has no [0]; there are none"),
         ("config.seed.x", "config.seed is 0, which has no fields"),
         ("config.name.x", "config.name is 'x', which has no fields"),

@@ -112,6 +112,8 @@ def _complaint(error: Exception, file: Path, recipe: str, arguments: list[str]) 
     overrides = [argument for argument in arguments if argument.startswith(("--config.", "-config."))]
     if overrides and (found := _wrong_override(error, overrides, _read_flags([f"--config={recipe}"]).config)):
         return found
+    if isinstance(error, flags.Error) and "Traceback" in str(error):  # ml_collections puts it into its message
+        return f"{file}: {_unquoted(str(error).strip().splitlines()[-1])}"
     if isinstance(error, flags.Error):
         return _unquoted(error)
     return f"{' '.join(overrides) or file}: {_unquoted(error)}"
@@ -131,7 +133,7 @@ def _wrong_override(error: Exception, overrides: list[str], config: ml_collectio
     return ""
 
 
-def _unquoted(error: BaseException) -> str:
+def _unquoted(error: BaseException | str) -> str:
     """An exception's message without the line breaks and nested quotes that ml_collections puts into it."""
     return str(error).replace("\\n", ". ").replace("\n", ". ").translate(str.maketrans("", "", "\\'\""))
 

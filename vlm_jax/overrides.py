@@ -30,7 +30,9 @@ def missing_field(config: Mapping[str, Any], path: str) -> str:
         problem = _missing_name(here, done, step["name"]) if step["name"] else _missing_item(here, done, step["place"])
         if problem:
             return f"--{path}: {problem}"
-        here = here[step["name"]] if step["name"] else here[int(step["place"])]
+        above, here = here, here[step["name"]] if step["name"] else here[int(step["place"])]
+        if _is_list(above) and not isinstance(here, Mapping | ml_collections.ConfigDict):
+            return f"--{path}: an item cannot be set by itself; set them all, as --{done}={above!r}"
         done += step.group()
     return ""
 
