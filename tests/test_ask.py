@@ -59,7 +59,7 @@ def test_what_cannot_be_asked_is_not(recipe):
     long = (Turn("user", "<image>\n" + "total " * room), Turn("assistant", "1"))
     source = Memory([record(0, images=(b"no picture",)), record(1, turns=long), record(2), record(3, id="r2")])
     wanted = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, watch=9))
-    assert asked(validation_questions(wanted, source, tiny.tokenizer())) in (["r2"], ["r2"])
+    assert asked(validation_questions(wanted, source, tiny.tokenizer())) == ["r2"]
     assert validation_questions(wanted, source, tiny.tokenizer()).count == 1
 
 

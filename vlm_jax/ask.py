@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,13 +58,10 @@ class Questions:
 
 def validation_questions(recipe: Recipe, validation: Source | None, tokenizer: Tokenizer) -> Questions | None:
     """The questions, drawn by the recipe's seed; None where none are wanted or the data has none."""
-    per_task = recipe.evaluation.watch
-    if validation is None or not per_task:
+    if validation is None or not recipe.evaluation.watch:
         return None
     usable = list(_usable(recipe, validation, tokenizer))
-    if not usable:
-        return None
-    return Questions(recipe, questions(usable).limited(per_task), tokenizer)
+    return Questions(recipe, questions(usable), tokenizer) if usable else None
 
 
 def on_one_cpu(params: Any) -> Any:
@@ -72,20 +70,25 @@ def on_one_cpu(params: Any) -> Any:
 
 
 def _usable(recipe: Recipe, validation: Source, tokenizer: Tokenizer) -> Iterator[Conversation]:
-    """Records that are one question, whose pictures can be read and which leave room for an answer."""
+    """Of each task so many records that are one question, whose pictures can be read, with room for an answer.
+
+    No others are kept, because pictures are large.
+    """
     assert recipe.system is not None
+    per_task, found = recipe.evaluation.watch, collections.Counter()
     room = recipe.system.model.decoder.context
     preparer = recipe.system.preparer(tokenizer, room)
     generator, ids = np.random.default_rng(recipe.seed), set()
-    for number in generator.permutation(len(validation))[: LOOKED_AT * recipe.evaluation.watch]:
+    for number in generator.permutation(len(validation))[: LOOKED_AT * per_task]:
         try:
             record = validation[int(number)]
             question = single_question(record)
-            if question is None or question.id in ids:
+            if question is None or question.id in ids or found[question.task] == per_task:
                 continue
             if len(preparer(question.conversation, open_turn=True).tokens) >= room:
                 continue
         except UserError:  # it will not be asked; nothing depends on it
             continue
         ids.add(question.id)
+        found[question.task] += 1
         yield record

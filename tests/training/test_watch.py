@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import struct
+import time
 
 import jax
 import numpy as np
@@ -221,6 +222,12 @@ def test_a_picture_tells_right_from_wrong_and_shows_boxes():
     assert has(picture, GOLD)
     assert has(picture, WRONG)
     assert not has(draw_example(wild._replace(answer="7", prediction="8"))[:SIDE], GOLD)
+
+
+def test_an_essay_without_spaces_is_cut_at_once():
+    began = time.process_time()
+    draw_example(Example("a", "Q?", "读" * 20_000, "x" * 20_000, 0.0, (png(400, 300),)))
+    assert time.process_time() - began < 3.0  # 200 if its end were looked for letter by letter
 
 
 @pytest.mark.parametrize(

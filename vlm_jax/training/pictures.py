@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def _wrapped(text: str, width: int) -> list[str]:
                 current = longer
                 break
             if not current:
-                fits = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+                fits = _fitting(word, width)
                 lines.append(word[:fits])
                 word = word[fits:]
             else:
@@ -122,6 +123,12 @@ def _wrapped(text: str, width: int) -> list[str]:
                 return [*lines[: MOST_LINES - 1], "..."]
     lines.append(current)
     return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
+
+
+def _fitting(word: str, width: int) -> int:
+    """How many letters of a word a line takes, at least one; found by halves, as words may be whole essays."""
+    font = _font()
+    return max(1, bisect.bisect(range(1, len(word) + 1), width, key=lambda letters: font.getlength(word[:letters])))
 
 
 @functools.cache
