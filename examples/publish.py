@@ -8,7 +8,6 @@ figures of its README are those of its `report.json`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,46 @@ from typing import Any
 from vlm_jax import cli
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.report import METRIC_LABELS
+from vlm_jax.files import new_folder, read_json
 
 MOST_BYTES = 20 * 2**20
 """A model that lies beside the code must stay small."""
+
+RECIPE = "recipe.json"
+"""The run's config; only a folder that has one is replaced."""
 
 
 def main(arguments: list[str]) -> None:
     """Copies what a finished run left and describes it."""
     parser = cli.ArgumentParser(prog="python examples/publish.py", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="workdir of a finished run")
-    parser.add_argument("--target", type=Path, required=True, help="folder, which is replaced")
+    parser.add_argument(
+        "--target", type=Path, required=True, help="new folder, or one made by this command, which is replaced"
+    )
     parser.add_argument("--commit", required=True, help="of the code that ran")
     flags = parser.parse_args(arguments)
-    if not (flags.run / "report.json").is_file():
-        raise UserError(f"{flags.run}: no report.json; the run is not finished")
-    shutil.rmtree(flags.target, ignore_errors=True)
-    shutil.copytree(flags.run / "export", flags.target)
-    for name in ("report.html", "report.json"):
-        shutil.copy(flags.run / name, flags.target / name)
-    shutil.copy(flags.run / "config.json", flags.target / "recipe.json")
-    report, recipe = (json.loads((flags.target / name).read_text()) for name in ("report.json", "recipe.json"))
-    (flags.target / "README.md").write_text(describe(report, recipe["name"], flags.commit))
-    size = sum(path.stat().st_size for path in flags.target.iterdir())
-    if size > MOST_BYTES:
-        raise UserError(f"{flags.target}: {size:,} bytes, more than {MOST_BYTES:,}; too large to be committed")
+    publish(flags.run, flags.target, flags.commit)
+
+
+def publish(run: Path, target: Path, commit: str) -> None:
+    """Puts what a finished run left in the place of `target`, or leaves it as it is.
+
+    Raises:
+      UserError: the run is not finished or exported nothing, `target` holds something else, or it would be too large.
+    """
+    for name in ("report.json", "export"):
+        if not (run / name).exists():
+            raise UserError(f"{run}: has no {name}; only a finished run of an exported model can be published")
+    with new_folder(target, overwrite=(target / RECIPE).is_file()) as folder:
+        shutil.copytree(run / "export", folder, dirs_exist_ok=True)
+        for name in ("report.html", "report.json"):
+            shutil.copy(run / name, folder / name)
+        shutil.copy(run / "config.json", folder / RECIPE)
+        report, recipe = read_json(folder / "report.json"), read_json(folder / RECIPE)
+        (folder / "README.md").write_text(describe(report, recipe["name"], commit), encoding="utf-8")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > MOST_BYTES:
+            raise UserError(f"{run}: {size:,} bytes, more than {MOST_BYTES:,}; too large to be committed")
 
 
 def describe(report: dict[str, Any], name: str, commit: str) -> str:
