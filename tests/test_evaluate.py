@@ -109,7 +109,7 @@ def test_no_blank_keeps_the_other_controls(flags):
         ("model", "nowhere", "--model: nowhere: no such folder"),
         ("data", "nowhere", "--data: nowhere: no such file or folder"),
         ("out", "nowhere/x.json", "--out: nowhere/x.json: its folder does not exist"),
-        ("controls", "blank,rong", "--controls: unknown control 'rong'; did you mean 'wrong'"),
+        ("controls", "blank,rong", r"--controls: unknown control 'rong' \(did you mean 'wrong'\?\)"),
         ("batch_size", "0", "--batch_size: must be at least 1"),
         ("max_new_tokens", "many", "--max_new_tokens: invalid int value: 'many'"),
         ("colour", "red", "unrecognized arguments: --colour=red"),

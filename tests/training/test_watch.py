@@ -20,7 +20,7 @@ from vlm_jax.training import stage
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.pictures import GOLD, PARTLY, RIGHT, SIDE, WRONG, Example, draw_example
 from vlm_jax.training.stage import StageRunner
-from vlm_jax.training.watch import Answers
+from vlm_jax.training.watch import Answers, Watch
 from vlm_jax.training.workdir import config_differences
 
 
@@ -191,6 +191,20 @@ def test_what_cannot_be_asked_ends_no_training(small, splits, tokenizer, unbroke
     assert_bit_equal(trained.params, unbroken[0].params)
     assert "stage tune: the validation questions were not asked: p.png: no such file" in capsys.readouterr().out
     assert asked_at(tmp_path) == []
+
+
+def test_a_device_that_is_full_ends_no_training_and_a_defect_does(small, capsys):
+    def ask(error):
+        def refuse():
+            raise error
+
+        parts = {part: {} for part in ("vision", "connector", "decoder")}
+        Watch(Ask(refuse), 0, log=None).ask(small.stages[1], small.models, parts, 6, 11)
+
+    ask(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes."))
+    assert "stage tune: the validation questions were not asked: the device lacks the memory" in capsys.readouterr().out
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        ask(jax.errors.JaxRuntimeError("INTERNAL: something broke"))
 
 
 def test_it_may_be_asked_otherwise_when_a_run_is_continued(small):

@@ -7,7 +7,7 @@ the pictures of the question by number, and enter it in `CONTROLS`.
 
 from __future__ import annotations
 
-import difflib
+import collections
 import functools
 import io
 import itertools
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_jax.data.images import decode_image, image_size
-from vlm_jax.errors import UserError
+from vlm_jax.errors import UserError, did_you_mean
 from vlm_jax.evaluation.benchmarks import Question
 
 Pictures = Callable[[int], tuple[bytes, ...] | None]
@@ -124,9 +124,8 @@ def check_names(names: Sequence[str], what: str) -> None:
     """
     for i, name in enumerate(names):
         if name not in CONTROLS:
-            close = difflib.get_close_matches(name, CONTROLS, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known controls: {', '.join(CONTROLS)}"
-            raise UserError(f"{what}: unknown control '{name}'; {hint}")
+            known = ", ".join(CONTROLS)
+            raise UserError(f"{what}: unknown control '{name}'{did_you_mean(name, CONTROLS)}; known controls: {known}")
         if name in names[:i]:
             raise UserError(f"{what}: control '{name}' is there twice")
 
@@ -168,7 +167,9 @@ def deranged(questions: Sequence[Question], group: Sequence[int], rng: np.random
                 return True
         return False
 
-    while sum(improved(a) for a in everyone if clashes[a]):
+    counts = collections.Counter(answer for own in answers for answer in own)
+    least = max(0, 2 * max(counts.values(), default=0) - len(group))  # stay whatever is tried, which may take long
+    while sum(improved(a) for a in everyone if clashes[a] and sum(clashes) > least):
         pass
     return {group[a]: group[donor[a]] if clashes[a] < OWN else None for a in everyone}
 

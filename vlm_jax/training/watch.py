@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
+
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.training.log import Log, say
@@ -84,8 +86,11 @@ class Watch:
         assert speaker is not None
         try:
             answers = self._ask(*models.vlm(speaker, params))
-        except UserError as error:
-            say(f"stage {stage.name}: the validation questions were not asked: {error}")
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, UserError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = error if isinstance(error, UserError) else "the device lacks the memory, beside what trains"
+            say(f"stage {stage.name}: the validation questions were not asked: {reason}")
             return
         seconds = time.monotonic() - began
         self._log.validation(number, speaker, answers.scores, answers.mean, answers.examples, seconds)
