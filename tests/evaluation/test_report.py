@@ -205,15 +205,15 @@ def test_curves_show_the_last_word_on_each_step_and_count_half_lines(tmp_path):
     lines = [{"stage": "teacher", "step": s, "loss": loss} for s, loss in [(1, 4.0), (2, 9.0), (2, 3.0), (3, 2.0)]]
     metrics_lines(tmp_path, *lines)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"stage": "teach')
+        file.write('{"stage": "teacher", "step": Infinity}\n{"stage": "teach')
     metrics = charts.read_metrics(tmp_path / "metrics.jsonl")
     assert [entry["loss"] for entry in metrics.stages["teacher"]] == [4.0, 3.0, 2.0]
-    assert metrics.unreadable == 1
+    assert metrics.unreadable == 2
     drawn = charts.curve("loss", metrics.stages["teacher"], "loss")
     assert drawn.points == "0.0,0.0 500.0,250.0 1000.0,500.0"
     assert (drawn.first, drawn.last, drawn.scale) == ("4", "2", "linear")
     text = written(tmp_path, [row(0)])
-    assert "1 unreadable line of metrics.jsonl left out" in text
+    assert "2 unreadable lines of metrics.jsonl left out" in text
     assert text.count("<polyline") == 1  # no learning rate in the lines
 
 

@@ -39,6 +39,14 @@ def test_stages_lie_where_they_were_and_the_rest_has_names():
     assert sum(span.seconds for span in drawn.spans) == 100.0
 
 
+def test_questions_asked_on_the_way_are_time_of_their_stage_and_those_at_its_end_are_not():
+    asked = {"validation": {"mean": 0.5, "seconds": 4.0}}
+    drawn = timeline(REPORT, {"a": [entry(20.0, 1.0, **asked), entry(34.0, 1.0, **asked)], "b": [entry(70.0, 1.0)]})
+    begins = {span.name: (span.left, span.left + span.width) for span in drawn.spans}
+    assert begins["a"] == (10.0, 34.0)
+    assert begins["between stages"] == (34.0, 40.0)
+
+
 def test_without_times_stages_follow_each_other_and_nothing_is_drawn_over_time():
     drawn = timeline(REPORT, {"a": [{"step": 1, "loss": 1.0}]})
     assert [(span.name, span.left, span.width) for span in drawn.spans] == [

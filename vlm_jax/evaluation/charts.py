@@ -64,7 +64,7 @@ def read_metrics(path: Path) -> Metrics:
             stages.setdefault(str(entry["stage"]), {})[int(entry["step"])] = entry
             if isinstance(entry.get("validation"), dict):
                 entry["validation_mean"] = entry["validation"].get("mean")
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             unreadable += 1
     ordered = {stage: [steps[step] for step in sorted(steps)] for stage, steps in stages.items()}
     return Metrics(ordered, unreadable)

@@ -91,11 +91,17 @@ def _places(
     places, at = {}, 0.0
     for name, figures in stages.items():
         end = _times(entries.get(name, ()))[-1:]
-        took = float(figures.get("seconds", 0.0))
+        took = float(figures.get("seconds", 0.0)) + _asking(entries.get(name, ())[:-1])
         begin = max(at, end[0] - took) if end else at
         at = max(begin, end[0]) if end else begin + took
         places[name] = (begin, at)
     return places
+
+
+def _asking(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds in which validation questions were asked after these lines; the seconds of a stage do not count them."""
+    validations = [e["validation"] for e in entries if isinstance(e.get("validation"), Mapping)]
+    return sum(float(v["seconds"]) for v in validations if is_number(v.get("seconds")))
 
 
 def _times(entries: Sequence[Mapping[str, Any]]) -> list[float]:
