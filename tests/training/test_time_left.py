@@ -79,7 +79,15 @@ def test_cost_of_a_step(recipe, params):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (59.4, "59 s"), (80, "1 min 20 s"), (1234, "21 min"), (3600, "1 h 0 min"), (9000, "2 h 30 min")],
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (80, "1 min 20 s"),
+        (1234, "21 min"),
+        (3599, "59 min"),
+        (3600, "1 h 0 min"),
+        (9000, "2 h 30 min"),
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -21,7 +21,7 @@ from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.pictures import GOLD, PARTLY, RIGHT, SIDE, WRONG, Example, draw_example
 from vlm_jax.training.stage import StageRunner
 from vlm_jax.training.watch import Answers, Watch
-from vlm_jax.training.workdir import config_differences
+from vlm_jax.training.workdir import Workdir, config_differences
 
 
 class Ask:
@@ -212,6 +212,20 @@ def test_it_may_be_asked_otherwise_when_a_run_is_continued(small):
     assert config_differences(before, to_plain(watched(small, 7))) == []
     del before["evaluation"]["watch"], before["evaluation"]["watch_steps"]  # a run of a version that never asked
     assert config_differences(before, to_plain(small)) == []
+
+
+def test_a_run_from_before_a_field_was_there_can_be_continued(small, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path)
+    workdir.open(small)
+    before = json.loads(workdir.config.read_text())
+    del before["system"]["model"]["vision"]["position_waves"], before["evaluation"]["watch"]
+    workdir.config.write_text(json.dumps(before))
+    monkeypatch.setattr("vlm_jax.training.workdir.complete", lambda folder: [5])  # it has a checkpoint
+    assert workdir.open(small)
+    before["colour"], before["seed"] = "red", 7
+    workdir.config.write_text(json.dumps(before))
+    with pytest.raises(UserError, match=r"config\.colour was 'red', is 'absent'; config\.seed was 7, is 0"):
+        workdir.open(small)
 
 
 def png(width, height, colour=(240, 240, 240)):

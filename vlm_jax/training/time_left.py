@@ -104,5 +104,5 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{round(whole / 60)} min"
+        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{min(59, round(whole / 60))} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"

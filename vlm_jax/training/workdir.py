@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.checkpoints import complete
-from vlm_jax.config import flatten, to_plain
+from vlm_jax.config import build, flatten, to_plain
 from vlm_jax.errors import UserError
 from vlm_jax.files import write_atomically
 from vlm_jax.training.recipe import MAY_CHANGE, Recipe
@@ -66,10 +66,14 @@ class Workdir:
         return existed
 
     def _read_config(self) -> Any:
+        """What the run was begun with. Fields that came later have their defaults, which are what was before."""
         try:
-            return json.loads(self.config.read_text())
+            found = json.loads(self.config.read_text())
         except ValueError as error:
             raise UserError(f"{self.config}: not valid JSON ({error}); is this the folder of a run?") from None
+        with contextlib.suppress(UserError):  # of a field that is no more: it differs
+            found = to_plain(build(Recipe, found))
+        return found
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
