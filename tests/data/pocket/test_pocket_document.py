@@ -11,6 +11,7 @@ from PIL import Image
 from vlm_jax.data.pocket import canvas, documents, points
 from vlm_jax.data.pocket.__main__ import main
 from vlm_jax.data.pocket.material import GUARD, PHOTOGRAPHS, SHORTER_SIDE, WORDS
+from vlm_jax.data.pocket.presets import PRESETS
 from vlm_jax.data.pocket.scene import CURRICULUM, TASKS
 
 ROOT = Path(__file__).parents[3]
@@ -44,6 +45,13 @@ def test_pictures_are_those_of_the_command(tmp_path):
         shown = [Image.open(folder / name).convert("RGB") for folder in (ROOT / "docs" / "images", tmp_path)]
         message = f"{name}: run `python -m vlm_jax.data.pocket --examples --out=docs/images`"
         np.testing.assert_array_equal(*map(np.asarray, shown), err_msg=message)
+
+
+def test_the_presets_that_are_said_to_ask_the_same_do():
+    """A record comes from the seed, its split, task and number; that leaves how many there are."""
+    default, large = (PRESETS[name].records for name in ("default", "large"))
+    assert [default[split] for split in ("validation", "test")] == [large[split] for split in ("validation", "test")]
+    assert all(large["train"][task] > count for task, count in default["train"].items())
 
 
 def test_every_task_is_described_and_shown():
