@@ -8,14 +8,20 @@ figures of its README are those of its `report.json`.
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
 from vlm_jax import cli
+from vlm_jax.config import build, to_plain
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.report import METRIC_LABELS
 from vlm_jax.files import new_folder, read_json
+from vlm_jax.training.recipe import Recipe
+from vlm_jax.training.workdir import config_differences
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MOST_BYTES = 20 * 2**20
 """A model that lies beside the code must stay small."""
@@ -40,7 +46,8 @@ def publish(run: Path, target: Path, commit: str) -> None:
     """Puts what a finished run left in the place of `target`, or leaves it as it is.
 
     Raises:
-      UserError: the run is not finished or exported nothing, `target` holds something else, or it would be too large.
+      UserError: the run is not finished, exported nothing or had another recipe than its name says; `target` holds
+        something else, or would be too large.
     """
     for name in ("report.json", "export"):
         if not (run / name).exists():
@@ -51,16 +58,30 @@ def publish(run: Path, target: Path, commit: str) -> None:
             shutil.copy(run / name, folder / name)
         shutil.copy(run / "config.json", folder / RECIPE)
         report, recipe = read_json(folder / "report.json"), read_json(folder / RECIPE)
+        if differences := config_differences(_recipe(recipe["name"]), recipe):
+            raise UserError(f"{run}: not what {config_of(recipe['name'])} makes today: {'; '.join(differences)}")
         (folder / "README.md").write_text(describe(report, recipe["name"], commit), encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.iterdir())
         if size > MOST_BYTES:
             raise UserError(f"{run}: {size:,} bytes, more than {MOST_BYTES:,}; too large to be committed")
 
 
+def config_of(name: str) -> str:
+    """What `--config` was given for the recipe of this name."""
+    file, _, argument = name.partition(":")
+    return f"configs/{file}.py" + (f":{argument}" if argument else "")
+
+
+def _recipe(name: str) -> Any:
+    """All fields of the recipe of this name, as a run's `config.json` has them."""
+    file, _, argument = name.partition(":")
+    make = runpy.run_path(str(ROOT / f"configs/{file}.py"))["get_config"]
+    return to_plain(build(Recipe, make(argument)))
+
+
 def describe(report: dict[str, Any], name: str, commit: str) -> str:
     """The README of a run's folder: where the model is from, what it scores and how to ask it."""
-    file, _, argument = name.partition(":")
-    config = f"configs/{file}.py" + (f":{argument}" if argument else "")
+    config, folder = config_of(name), name.rpartition(":")[2]
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     return f"""# A trained pocket model
 
@@ -69,7 +90,7 @@ folder was written by hand: `examples/publish.py` copied it from a finished run.
 
 | | |
 |---|---|
-| command | `python -m vlm_jax.main --config={config} --workdir=runs/{argument or file}` |
+| command | `python -m vlm_jax.main --config={config} --workdir=runs/{folder}` |
 | commit | `{commit}` |
 | device | {report["device"]} |
 | finished | {report["date"]} |

@@ -34,7 +34,7 @@ def run(tmp_path):
     (folder / "export" / "tokenizer.json").write_text("{} ")
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "report.html").write_text("<p>")
-    (folder / "config.json").write_text(json.dumps({"name": "pocket:full"}))
+    (folder / "config.json").write_text(json.dumps(publish._recipe("pocket:full")))
     return folder
 
 
@@ -80,3 +80,12 @@ def test_what_is_there_stays_when_it_cannot_be_published(run, tmp_path, monkeypa
     with pytest.raises(UserError, match="run: has no export"):
         publishing(run, target)
     assert (target / "README.md").is_file()
+
+
+def test_a_run_with_changed_fields_is_not_published_under_a_command_that_does_not_make_it(run, tmp_path):
+    recipe = json.loads((run / "config.json").read_text())
+    recipe["seed"] = 7
+    recipe["runtime"]["log_seconds"] = 1.0  # which changes no number
+    (run / "config.json").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match=r"not what configs/pocket.py:full makes today: config.seed was 0, is 7$"):
+        publishing(run, tmp_path / "target")

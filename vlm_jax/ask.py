@@ -57,8 +57,11 @@ class Questions:
 
 
 def validation_questions(recipe: Recipe, validation: Source | None, tokenizer: Tokenizer) -> Questions | None:
-    """The questions, drawn by the recipe's seed; None where none are wanted or the data has none."""
-    if validation is None or not recipe.evaluation.watch:
+    """The questions, drawn by the recipe's seed; None where none are wanted or the data has none.
+
+    None for several hosts, too: a model that lies on all of them would have to be asked by all of them at once.
+    """
+    if validation is None or not recipe.evaluation.watch or jax.process_count() > 1:
         return None
     usable = list(_usable(recipe, validation, tokenizer))
     return Questions(recipe, questions(usable), tokenizer) if usable else None

@@ -46,7 +46,8 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def share(path: Path) -> None:
     """Lets those read and write a file who may do so with its folder; temporary files are their writer's alone."""
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    with contextlib.suppress(OSError):  # a file system that knows no such rights
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def test_a_model_without_class_token_hands_on_every_patch():
     [
         ({"patch_size": 500}, r"vision\.patch_size: must lie in 1\.\.image_size \(448\), got 500"),
         ({"std": (0.1, 0.0, 0.1)}, r"vision\.std: must be positive"),
+        ({"position_waves": float("nan")}, r"vision\.position_waves: must be finite and at least 0, got nan"),
         ({"heads": 15}, r"vision\.heads: 15 heads do not divide a width of 1024"),
     ],
 )

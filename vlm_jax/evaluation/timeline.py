@@ -45,11 +45,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Lines that share an axis; `y_ticks` are (place in per cent from the top, label)."""
+    """Lines that share an axis; `y_ticks` are (place in per cent from the top, label), `shares` are per cents."""
 
     name: str
     lines: list[Line]
     y_ticks: list[tuple[float, str]]
+    shares: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _useful(entries: Mapping[str, Any], places: Mapping[str, tuple[float, float]
     named = {"tokens": _steps(entries, places, "useful_tokens"), "tile slots": _steps(entries, places, "useful_tiles")}
     drawn = [_line(name, lines, wall, lambda value: 1 - value) for name, lines in named.items() if lines]
     ticks = [(0.0, "100 %"), (50.0, "50 %"), (100.0, "0 %")]
-    return Chart("useful share of a batch", drawn, ticks) if drawn else None
+    return Chart("useful share of a batch", drawn, ticks, shares=True) if drawn else None
 
 
 def _steps(

@@ -120,6 +120,7 @@ def attend(
       implementation: "xla" or "cudnn".
       causal: T = S, and the mask hides every key behind its query; "xla" then leaves most of those out of the products.
     """
+    assert mask is not None or not causal or q.shape[1] == 1, "what is causal is said by the mask"
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))

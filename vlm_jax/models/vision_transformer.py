@@ -6,6 +6,7 @@ Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -87,6 +88,8 @@ class VisionConfig:
             raise UserError(f"vision.heads: {self.heads} heads do not divide a width of {self.width}")
         if not 1 <= self.patch_size <= self.image_size:
             raise UserError(f"vision.patch_size: must lie in 1..image_size ({self.image_size}), got {self.patch_size}")
+        if not 0 <= self.position_waves < math.inf:
+            raise UserError(f"vision.position_waves: must be finite and at least 0, got {self.position_waves}")
         if min(self.std) <= 0:
             raise UserError(f"vision.std: must be positive, got {self.std}")
 

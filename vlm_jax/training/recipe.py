@@ -233,6 +233,7 @@ def recipe_config(**fields: Any) -> Any:
 MAY_CHANGE = (
     "config.runtime.",
     "config.max_bad",
+    "config.evaluation.batch_size",
     "config.evaluation.controls",
     "config.evaluation.watch",
     "config.data.directory",
