@@ -23,7 +23,7 @@ ARGUMENTS = {
 # Data preset and the steps of every stage, in order.
 SIZES = {
     "": ("default", 220, 520, 600, 180, 60, 1100),
-    "full": ("large", 300, 700, 1300, 400, 80, 5300),
+    "full": ("large", 300, 700, 1300, 400, 80, 5700),
     "quick": ("quick", 4, 4, 6, 4, 4, 10),
     "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
 }
@@ -74,7 +74,7 @@ def get_config(arg: str = ""):
         digits=1.5, finding=0.6, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
     )  # fmt: skip
     if arg == "full":  # with time enough, for what is hardest
-        everything.update(digits=1.2, finding=0.3, count=1.1, point=1.4)
+        everything.update(digits=1.0, finding=0.3, count=1.2, point=1.4, photo=1.0)
 
     look = dict(rows=8, tokens=256, tiles=2, parts=1)
     read, find = ({**look, **dict(rows=16, tokens=tokens, tiles=1)} for tokens in (56, 160))  # a picture a row
