@@ -29,12 +29,12 @@ from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.feed import batches
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.pixels import image_patches
 from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
 SIZES = ((1024, 768), (3840, 2160))
 PATCH = 14
@@ -71,7 +71,7 @@ def against_the_floor(repeats: int) -> None:
         data = photo(width, height)
         for most in (12, 40):
             layout = ClosestAspect(max_tiles=most)
-            columns, rows = choose_grid(width, height, layout)
+            columns, rows = layout.grid(width, height)
             ways = {
                 "floor": lambda data=data, grid=(columns, rows), side=layout.tile_size: floor(data, grid, side),
                 "ours": lambda data=data, layout=layout: image_patches(data, "photo", layout, PATCH),

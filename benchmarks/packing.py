@@ -16,9 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.plan.packing import plan_rows
 from vlm_jax.data.plan.shape import choose_shape
-from vlm_jax.data.tiling import ClosestAspect, count_tiles, share
 
 TOKENS_PER_TILE, AROUND_AN_IMAGE = 256, 2
 """Visual tokens of a tile; `<img>` and `</img>`."""
@@ -41,7 +41,7 @@ def mixture(records: int, seed: int) -> np.ndarray:
         total = 0
         for _ in range(images):
             side, ratio = rng.uniform(short, long), np.exp(rng.normal(0, aspect))
-            total += count_tiles(int(side * max(1, ratio)), int(side * max(1, 1 / ratio)), share(layout, images))
+            total += layout.among(images).tiles(int(side * max(1, ratio)), int(side * max(1, 1 / ratio)))
         return total
 
     sizes = []

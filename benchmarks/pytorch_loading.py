@@ -33,12 +33,13 @@ from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.feed import batches
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.patches import unpatchify
 from vlm_jax.data.plan.mixture import MixtureConfig
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.sources import MemorySource
 from vlm_jax.data.text.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, unpatchify
 
 LIMIT = 1.5
 TILE, PATCH, TOKENS_PER_TILE = 448, 14, 256
@@ -109,7 +110,7 @@ class Tiles:
 
     def cut(self, image: Image.Image) -> list[Image.Image]:
         """The grid's tiles, then the thumbnail."""
-        columns, rows = choose_grid(*image.size, LAYOUT)
+        columns, rows = LAYOUT.grid(*image.size)
         whole = image.resize((TILE * columns, TILE * rows), Image.Resampling.BICUBIC)
         corners = [(TILE * column, TILE * row) for row in range(rows) for column in range(columns)]
         tiles = [whole.crop((x, y, x + TILE, y + TILE)) for x, y in corners]

@@ -20,7 +20,8 @@ from PIL import Image
 from vlm_jax import globs
 from vlm_jax.batch import BatchShape, empty_batch
 from vlm_jax.config import build
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, patchify
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.models.connector import pixel_shuffle
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vision_transformer import normalise
@@ -49,8 +50,8 @@ def example_shapes(
     model: VLMConfig, layout: ClosestAspect, size: tuple[int, int], rows: int, tokens: int, slots: int
 ) -> list[str]:
     """Shapes of one picture of `size`, and of the batch that it ends up in, at every step of the way."""
-    columns, grid_rows = choose_grid(*size, layout)
-    tiles = cut_tiles(Image.new("RGB", size), layout)
+    columns, grid_rows = layout.grid(*size)
+    tiles = layout.cut_tiles(Image.new("RGB", size))
     patches = patchify(tiles, model.vision.patch_size)
     shape = BatchShape(rows, tokens, slots, model.vision.patches, model.patch_values)
     steps = jax.eval_shape(partial(_forward, model), _parameters(model), jax.eval_shape(lambda: _device_batch(shape)))
@@ -66,9 +67,9 @@ def example_shapes(
 
 STEPS = (
     ("picture", "`data/images.py`, `decode_image`"),
-    ("grid, across × down", "`data/tiling.py`, `choose_grid`"),
-    ("tiles, the thumbnail last", "`data/tiling.py`, `cut_tiles`"),
-    ("patches of the tiles", "`data/tiling.py`, `cut_patches`"),
+    ("grid, across × down", "`data/layouts/closest_aspect.py`, `choose_grid`"),
+    ("tiles, the thumbnail last", "`data/layouts/layout.py`, `TileLayout`"),
+    ("patches of the tiles", "`data/layouts/patches.py`, `write_patches`"),
     ("placeholders in the text", "`data/text/templates.py`, `render`"),
     ("`Batch.tokens`", "`data/plan/packing.py`, `pack_row`"),
     ("`Batch.patches`", "`data/plan/packing.py`, `pack_row`"),

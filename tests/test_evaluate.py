@@ -11,7 +11,7 @@ import vlm_jax
 from vlm_jax import evaluate
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.formats import open as open_
-from vlm_jax.data.tiling import ClosestAspect, choose_grid
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ class FakeModel:
     """Says 1 wherever it sees red; the real one is tested with the whole road."""
 
     system = types.SimpleNamespace(
-        grid=lambda width, height, images: choose_grid(width, height, ClosestAspect(tile_size=32, max_tiles=4))
+        grid=lambda width, height, images: ClosestAspect(tile_size=32, max_tiles=4).grid(width, height)
     )
 
     def answer(self, conversations, *, max_new_tokens, batch_size):

@@ -11,8 +11,8 @@ from vlm_jax.config import build
 from vlm_jax.convert.folders import parameter_shapes
 from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.layouts.patches import unpatchify
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import unpatchify
 from vlm_jax.inference.model import Model
 from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD
 from vlm_jax.system import System

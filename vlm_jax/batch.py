@@ -30,7 +30,7 @@ class Batch(NamedTuple):
       tile_grid: int32 [B, K, 2]. Patches down and across in this tile; 0, 0 means no tile.
       tile_segment: int32 [B, K]. Which conversation (as in `segments`) the tile belongs to; 0 means none.
       tile_image: int32 [B, K]. Which image of that conversation, from 0.
-      tile_slot: int32 [B, K]. Place of the tile in the image's grid in raster order; the thumbnail comes last.
+      tile_slot: int32 [B, K]. Place of the tile among those of its image, in the order of the image's layout.
       splice: int32 [B, T]. -1 for text, else an index into this row's K*n visual tokens followed by the model's
         learned vectors, where n is the number of visual tokens that the connector makes of one tile.
       extras: host arrays that a part of the model declares (instruction ids for a Q-Former, say), by name.

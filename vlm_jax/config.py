@@ -7,9 +7,11 @@ overridden from the command line. `build(Recipe, config)` then checks names and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import ml_collections
 import pydantic
@@ -23,6 +25,20 @@ def config_class(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass whose unknown fields and wrong types are errors."""
     cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def one_of(*classes: Any) -> Any:
+    """The type of a field that holds one of these config classes, told apart by `type`; the first where none is given.
+
+    The `type` of a class is the default of its field of that name.
+    """
+    names = [next(f.default for f in dataclasses.fields(cls) if f.name == "type") for cls in classes]
+
+    def name_of(value: Any) -> str:
+        return value.get("type", names[0]) if isinstance(value, Mapping) else getattr(value, "type", names[0])
+
+    choices = [Annotated[cls, pydantic.Tag(name)] for cls, name in zip(classes, names, strict=True)]
+    return Annotated[functools.reduce(operator.or_, choices), pydantic.Discriminator(name_of)]
 
 
 def build(cls: Any, config: Mapping[str, Any] | ml_collections.ConfigDict, name: str = "config") -> Any:

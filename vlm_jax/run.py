@@ -29,6 +29,7 @@ from vlm_jax.evaluation.report import table, write_report
 from vlm_jax.evaluation.runner import EvaluationResult, evaluate
 from vlm_jax.files import is_full_disk
 from vlm_jax.inference.model import Model
+from vlm_jax.models.vlm import PARTS
 from vlm_jax.sharding import describe, make_mesh, use_cpu_devices
 from vlm_jax.start import open_start
 from vlm_jax.training.data import Splits
@@ -90,7 +91,7 @@ def _run(recipe: Recipe, start: Opened | None, workdir: Workdir, existed: bool, 
     given = start.params if start else None
     ask = validation_questions(recipe, splits.validation, tokenizer)
     trained = train(recipe, workdir, splits, tokenizer, mesh, clock, interrupt, quarantine, given, ask)
-    params = on_one_cpu({part: trained.params[part] for part in ("vision", "connector", "decoder")})
+    params = on_one_cpu({part: trained.params[part] for part in PARTS if part in trained.params})
     model = Model(recipe.system, params, tokenizer)
     if not reason:
         write_folder(workdir.export, params, recipe.system, tokenizer, overwrite=True)

@@ -7,13 +7,18 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from vlm_jax.config import config_class
+from vlm_jax.config import config_class, one_of
+from vlm_jax.data.layouts.any_res import AnyRes
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.native import NativeRaster
+from vlm_jax.data.layouts.single import Single
 from vlm_jax.data.prepare import LossReduction, Preparer
 from vlm_jax.data.text.templates import TEMPLATES, Template
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_tiles, share
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
+
+LayoutConfig = one_of(ClosestAspect, Single, AnyRes, NativeRaster)
 
 
 @config_class
@@ -22,23 +27,24 @@ class System:
 
     Attributes:
       model: vision encoder, connector and decoder.
-      layout: how an image becomes tiles.
+      layout: how an image becomes tiles, and where their visual tokens stand.
       template: name of the chat template (`vlm_jax.data.text.templates.TEMPLATES`).
       system_prompt: what the model is told first, where that is not the chat template's own text: releases that share
         a prompt format were trained with different ones.
     """
 
     model: VLMConfig
-    layout: ClosestAspect
+    layout: LayoutConfig
     template: str = "internvl2"
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         vision = self.model.vision
-        if self.layout.tile_size != vision.image_size:
+        self.layout.check(vision.image_size, vision.patch_size, vision.patches)
+        if self.layout.vectors != self.model.vectors:
             raise UserError(
-                f"config.system.layout.tile_size is {self.layout.tile_size}, "
-                f"config.system.model.vision.image_size is {vision.image_size}: they must be equal"
+                f"config.system.layout has the learned vectors ({', '.join(self.layout.vectors)}), "
+                f"config.system.model.vectors are ({', '.join(self.model.vectors)}): they must be equal"
             )
         if self.template not in TEMPLATES:
             raise UserError(f"config.system.template: no template '{self.template}'; there are {', '.join(TEMPLATES)}")
@@ -51,11 +57,11 @@ class System:
 
     def grid(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """Tiles across and down (no thumbnail) of a picture of so many pixels, one of `images` of its conversation."""
-        return choose_grid(width, height, share(self.layout, images))
+        return self.layout.among(images).grid(width, height)
 
-    def tiles(self, image: Image.Image, images: int = 1) -> np.ndarray:
-        """The tiles of a picture, the thumbnail last, as the model sees them: uint8 [k, tile_size, tile_size, 3]."""
-        return cut_tiles(image, share(self.layout, images))
+    def tiles(self, image: Image.Image, images: int = 1) -> list[np.ndarray]:
+        """A picture as the model sees it, tile by tile: uint8 [height, width, 3] each."""
+        return self.layout.among(images).views(image)
 
     def preparer(
         self,
@@ -65,7 +71,7 @@ class System:
         loss_reduction: LossReduction = "token",
     ) -> Preparer:
         """What turns a conversation into arrays for this system; `max_tiles` overrides the layout's (per benchmark)."""
-        layout = self.layout if max_tiles is None else dataclasses.replace(self.layout, max_tiles=max_tiles)
+        layout = self.layout if max_tiles is None else self.layout.at_most(max_tiles)
         return Preparer(
             tokenizer=tokenizer,
             template=self.chat_template,

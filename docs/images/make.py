@@ -19,7 +19,6 @@ from vlm_jax.config import build
 from vlm_jax.data.images import decode_image
 from vlm_jax.data.pocket.material import load_material
 from vlm_jax.data.pocket.records import make_record
-from vlm_jax.data.tiling import choose_grid, cut_tiles
 from vlm_jax.training.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -62,8 +61,8 @@ def _question(axes, recipe: Recipe) -> None:
     layout = recipe.system.layout
     conversation = make_record(0, "test", TASK, NUMBER, load_material(0)["test"]).conversation
     image = decode_image(conversation.images[0], conversation.id)
-    tiles = cut_tiles(image, layout)
-    columns, rows = choose_grid(*image.size, layout)
+    tiles = layout.cut_tiles(image)
+    columns, rows = layout.grid(*image.size)
     question, answer = (turn.text.removeprefix("<image>\n") for turn in conversation.turns)
 
     top, side = 74, 216

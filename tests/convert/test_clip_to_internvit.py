@@ -10,7 +10,7 @@ from vlm_jax.convert import clip
 from vlm_jax.convert.clip_to_internvit import clip_to_internvit, noise_tiles, renormalise
 from vlm_jax.convert.internvit import not_internvit
 from vlm_jax.convert.towers import tower_shapes
-from vlm_jax.data.tiling import patchify
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTransformer

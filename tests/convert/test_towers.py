@@ -12,7 +12,7 @@ from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert import clip, internvl_chat, internvl_hf
 from vlm_jax.convert.towers import read_tower, tower_shapes, write_tower
-from vlm_jax.data.tiling import patchify
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTransformer

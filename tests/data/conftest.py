@@ -7,10 +7,10 @@ from PIL import Image
 from tests.data.bad_records import write_bad_meta
 from vlm_jax.data import check
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 
 TEXTS = [

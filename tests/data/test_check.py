@@ -13,8 +13,8 @@ from vlm_jax.convert.workdirs import write_workdir
 from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.inspection.expected import expected_packing
 from vlm_jax.data.inspection.survey import survey
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.plan.index import load_index
-from vlm_jax.data.tiling import ClosestAspect, count_tiles
 
 PHOTO_SIZES = [(max(1, round(0.2 * width)), max(1, round(0.2 * height))) for width, height in PHOTOS.values()]
 
@@ -24,7 +24,7 @@ def test_clean_data(tmp_path_factory, run, tmp_path):
     code, said = run(*small(meta))
     assert code == 0
     table = [line.split() for line in said.splitlines()]
-    tiles = 2 * sum(count_tiles(*size, ClosestAspect(tile_size=56, max_tiles=4)) for size in PHOTO_SIZES)
+    tiles = 2 * sum(ClosestAspect(tile_size=56, max_tiles=4).tiles(*size) for size in PHOTO_SIZES)
     for name, *cells in (
         ("captions", 8, 0, 8, tiles),
         ("pages", 8, 0, 8, 4 * (3 + 3)),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from vlm_jax.data.images import decode_image, image_size
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.pixels import image_patches
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 
 # pytest has its own rules for warnings; `test_images.py` sees to it that users do not see these.

@@ -8,8 +8,9 @@ from PIL import Image
 from vlm_jax.data.augment import reencode
 from vlm_jax.data.conversation import Conversation, RecordError, Turn
 from vlm_jax.data.images import decode_image
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.data.pixels import image_patches
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, cut_patches, cut_tiles, patchify
 from vlm_jax.errors import UserError
 
 LAYOUT = ClosestAspect(tile_size=28, max_tiles=6)
@@ -30,7 +31,7 @@ def noise(width, height, bands=3, seed=0):
 def plainly(data, layout, patch_size):
     """Tile by tile and patch by patch, with Pillow's own crops."""
     image = decode_image(data, "x")
-    side, (columns, rows) = layout.tile_size, choose_grid(*image.size, layout)
+    side, (columns, rows) = layout.tile_size, layout.grid(*image.size)
     whole = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
     tiles = [
         whole.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for y in range(rows) for x in range(columns)
@@ -61,7 +62,7 @@ def test_patches_are_the_tiles_cut_up(width, height, patch_size):
         found = image_patches(data, "x", layout, patch_size)
         assert found.flags.c_contiguous
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(patchify(cut_tiles(decode_image(data, "x"), layout), patch_size), expected)
+        np.testing.assert_array_equal(patchify(layout.cut_tiles(decode_image(data, "x")), patch_size), expected)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "CMYK", "RGBA"])
@@ -86,7 +87,7 @@ def test_patches_go_where_they_belong():
     assert (batch[1, :3] == 7).all()
     assert (batch[1, 3 + len(expected) :] == 7).all()
     rng = np.random.default_rng
-    drawn = patchify(reencode(cut_tiles(decode_image(data, "x"), LAYOUT), rng(3)), 14)
+    drawn = patchify(reencode(LAYOUT.cut_tiles(decode_image(data, "x")), rng(3)), 14)
     assert (drawn != expected).any()
     np.testing.assert_array_equal(image_patches(data, "x", LAYOUT, 14, rng=rng(3)), drawn)
     assert image_patches(data, "x", LAYOUT, 14, out=part, rng=rng(3)) is part
@@ -100,7 +101,7 @@ def test_a_place_of_another_size_is_an_error():
     image = decode_image(data, "x")
     for out in (np.zeros((7, 4, 587), np.uint8), np.zeros((7, 4, 588), np.int8), np.zeros((7, 588, 4), np.uint8).mT):
         with pytest.raises(ValueError, match="out must be contiguous uint8 "):
-            cut_patches(image, LAYOUT, 14, out)
+            LAYOUT.cut_patches(image, 14, out)
 
 
 def test_draft_keeps_the_grid_and_comes_near():
@@ -113,7 +114,7 @@ def test_draft_keeps_the_grid_and_comes_near():
             exact, near = image_patches(data, "x", LAYOUT, 14), image_patches(data, "x", draft, 14)
             assert exact.shape == near.shape
             difference = np.abs(exact.astype(int) - near).mean()
-            columns, rows = choose_grid(width, height, LAYOUT)
+            columns, rows = LAYOUT.grid(width, height)
             assert (difference > 0) == (width >= 2 * 28 * columns and height >= 2 * 28 * rows) or orientation > 4
             assert difference < 16, (orientation, width, height)  # of noise, whose neighbours differ by 85
     png = encode(Image.fromarray(noise(720, 480)))
@@ -124,7 +125,7 @@ def test_draft_does_not_change_the_grid():
     """Half of this picture, rounded up, has another shape than the whole."""
     width, height = 60, 205
     half = (-(-width // 2), -(-height // 2))
-    assert choose_grid(*half, LAYOUT) != choose_grid(width, height, LAYOUT)
+    assert LAYOUT.grid(*half) != LAYOUT.grid(width, height)
     data = encode(Image.fromarray(noise(width, height)), "JPEG", quality=95)
     exact = image_patches(data, "x", LAYOUT, 14)
     near = image_patches(data, "x", dataclasses.replace(LAYOUT, draft=True), 14)

@@ -6,7 +6,8 @@ import pytest
 from vlm_jax.data.augment import reencode
 from vlm_jax.data.conversation import Conversation, RecordError, Turn
 from vlm_jax.data.images import decode_image
-from vlm_jax.data.tiling import ClosestAspect, cut_tiles, patchify, unpatchify
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.patches import patchify, unpatchify
 from vlm_jax.errors import UserError
 
 
@@ -66,7 +67,7 @@ def test_tiles_and_visual_tokens(preparer, conversation):
     example = preparer(conversation)
     # Two images share four tiles: two each, so 2 x 1 and a thumbnail, and one tile (a square, at two tiles at most).
     layout = ClosestAspect(tile_size=28, max_tiles=2)
-    pixels = [cut_tiles(decode_image(data, "x"), layout) for data in conversation.images]
+    pixels = [layout.cut_tiles(decode_image(data, "x")) for data in conversation.images]
     assert [len(tiles) for tiles in pixels] == [3, 1]
     np.testing.assert_array_equal(example.patches, patchify(np.concatenate(pixels), 14))
     assert example.tile_image.tolist() == [0, 0, 0, 1]
@@ -212,5 +213,5 @@ def test_pixels_that_make_no_whole_patch_are_dropped(preparer, conversation):
     """SigLIP's tiles of 384 pixels hold 27 patches of 14 along a side."""
     example = dataclasses.replace(preparer, patch_size=12)(conversation)
     assert example.tile_grid.tolist() == [[2, 2]] * len(example.patches)
-    pixels = cut_tiles(decode_image(conversation.images[0], "x"), preparer.layout)
+    pixels = preparer.layout.cut_tiles(decode_image(conversation.images[0], "x"))
     np.testing.assert_array_equal(example.patches[: len(pixels)], patchify(pixels[:, :24, :24], 12))

@@ -23,7 +23,6 @@ from vlm_jax.data.inspection.survey import survey
 from vlm_jax.data.sources import MemorySource
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import cut_tiles
 from vlm_jax.errors import UserError
 
 EVIL = '<script>alert("1")</script>" onload="x <b>&amp;</b> \u202e'
@@ -144,7 +143,7 @@ def test_pictures_and_tiles_are_what_the_model_gets(preparer):
     page, *_ = page_of(MemorySource([record]), preparer)
     pictures = [decoded(element["src"]) for element in page.of(tag="img")]
     np.testing.assert_array_equal(pictures[0], pixels)
-    tiles = cut_tiles(decode_image(file.getvalue(), ""), preparer.layout)
+    tiles = preparer.layout.cut_tiles(decode_image(file.getvalue(), ""))
     assert len(tiles) == 4  # three in a row and the thumbnail
     for shown, tile in zip(pictures[1:], tiles, strict=True):
         np.testing.assert_array_equal(shown, tile)

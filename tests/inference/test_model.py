@@ -13,7 +13,6 @@ from vlm_jax.config import to_plain
 from vlm_jax.convert.folders import write_folder
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.images import decode_image
-from vlm_jax.data.tiling import cut_tiles
 from vlm_jax.inference.model import Model, read_picture, with_marks
 from vlm_jax.inference.session import ChatSession
 
@@ -95,7 +94,7 @@ def test_logits_of_whole_rows_equal_those_of_a_batch():
     """The shorthand: ids without padding, and tiles as pictures."""
     large = tiny.conversations()[2]
     batch = tiny.model().batch([large])
-    tiles = cut_tiles(decode_image(large.images[0], "x"), tiny.system().layout)[None]
+    tiles = tiny.system().layout.cut_tiles(decode_image(large.images[0], "x"))[None]
     expected = np.asarray(tiny.model().logits(batch))
     np.testing.assert_allclose(np.asarray(tiny.model().logits(batch.tokens, tiles)), expected, atol=1e-6)
     assert expected.shape == (*batch.tokens.shape, 337)

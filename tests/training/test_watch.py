@@ -140,7 +140,7 @@ def test_the_teacher_is_asked_too(small, splits, tokenizer, tmp_path):
     assert {tag for tag, _ in events(tmp_path, "validation")} == {f"validation-teacher/{t}" for t in ("a", "b", "mean")}
 
 
-@pytest.mark.parametrize("at, moment", [(9, "before"), (9, "after"), (11, "while"), (11, "after")])
+@pytest.mark.parametrize(("at", "moment"), [(9, "before"), (9, "after"), (11, "while"), (11, "after")])
 def test_cut_off_around_a_question_it_is_asked_once(
     small, splits, tokenizer, unbroken, tmp_path, monkeypatch, at, moment
 ):

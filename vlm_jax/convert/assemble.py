@@ -18,12 +18,12 @@ import numpy as np
 from vlm_jax.convert.folders import Opened
 from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.towers import open_tower
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
-from vlm_jax.models.connector import PixelShuffleMLPConfig
-from vlm_jax.models.vlm import VLMConfig, init_connector
+from vlm_jax.models.connector import PixelShuffleMLPConfig, init_connector
+from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
 _TEMPLATES = {"qwen2": "internvl2", "qwen3": "internvl2_5", "phi3": "phi3", "internlm2": "internlm2-chat"}
@@ -70,9 +70,10 @@ def assemble(
         layout=ClosestAspect(tile_size=vision_config.image_size, max_tiles=max_tiles),
         template=template,
     )
+    fresh = init_connector(model.connector, (), vision_config, config.width, jax.random.key(seed))
     params = {
         "vision": tower["vision"],
-        "connector": jax.tree.map(np.asarray, init_connector(model, jax.random.key(seed))),
+        "connector": jax.tree.map(np.asarray, fresh),
         "decoder": _with_rows(language["decoder"], known, tokenizer.vocab_size),
     }
     return Opened(params, system, tokenizer)

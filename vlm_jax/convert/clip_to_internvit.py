@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.data.tiling import patchify
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, normalise
 

@@ -15,8 +15,8 @@ from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.convert.internvit import CONNECTOR, VISION, check_imagenet, read_vision, write_images, write_vision
 from vlm_jax.convert.prompts import read_prompt, read_release, write_prompt
 from vlm_jax.convert.table import Rule, prefixed
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.text.templates import TEMPLATES
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.vlm import VLMConfig

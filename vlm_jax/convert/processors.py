@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.fields import IMAGES, Fields
-from vlm_jax.data.tiling import ClosestAspect
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.files import read_json
 from vlm_jax.system import System

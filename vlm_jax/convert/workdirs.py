@@ -17,6 +17,7 @@ from vlm_jax.convert.safetensors_folder import DTYPES
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, write_json
+from vlm_jax.models.vlm import PARTS
 from vlm_jax.system import System
 
 CHECKPOINTS, TOKENIZER, EXPORT = "checkpoints", "tokenizer", "export"
@@ -40,7 +41,7 @@ def read_workdir(folder: str | Path, step: int | None = None) -> Opened:
     """
     folder = Path(folder)
     system = _read_system(folder)
-    params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=("vision", "connector", "decoder"))
+    params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=PARTS)
     return Opened(select_parts(params, system.model, str(folder)), system, Tokenizer.load(folder / TOKENIZER))
 
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from vlm_jax.data.augment import reencode
 from vlm_jax.data.images import MAX_MEGAPIXELS, decode_image, image_size
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, count_tiles, cut_patches, cut_tiles, patchify
+from vlm_jax.data.layouts.layout import Layout
 from vlm_jax.errors import UserError
 
 
 def image_patches(
     data: bytes,
     name: str,
-    layout: ClosestAspect,
+    layout: Layout,
     patch_size: int,
     *,
     out: np.ndarray | None = None,
@@ -27,7 +27,7 @@ def image_patches(
     Args:
       data: the file's bytes.
       name: what to call the image in an error.
-      layout: how it is tiled.
+      layout: how it becomes tiles.
       patch_size: P, side of a patch in pixels.
       out: uint8 [K, N, P*P*3], contiguous, where the patches are written (a part of a batch, say); a new array when
         None. After an error it holds anything.
@@ -44,18 +44,12 @@ def image_patches(
     size = enough = None
     if layout.draft:  # the grid is that of the size in the file, whatever is decoded
         size = image_size(data, name, max_megapixels)
-        columns, rows = choose_grid(*size, layout)
-        enough = (columns * layout.tile_size, rows * layout.tile_size)
+        enough = layout.enough(*size)
     image = decode_image(data, name, max_megapixels, keep_grey=True, enough=enough)
-    if out is not None and len(out) != count_tiles(*(size or image.size), layout):
+    if out is not None and len(out) != layout.tiles(*(size or image.size)):
         raise UserError(f"{name}: its header and its pixels disagree about its size")
-    if rng is None:
-        return cut_patches(image, layout, patch_size, out, size)
-    patches = patchify(reencode(cut_tiles(image, layout, size), rng), patch_size)
-    if out is None:
-        return patches
-    out[:] = patches
-    return out
+    change = None if rng is None else functools.partial(reencode, rng=rng)
+    return layout.cut_patches(image, patch_size, out, size, change)
 
 
 @functools.cache

@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vlm_jax.batch import TEXT
 from vlm_jax.data.conversation import Conversation, Reason, RecordError
 from vlm_jax.data.images import MAX_MEGAPIXELS, ImageError, image_size
+from vlm_jax.data.layouts.layout import ROW_TOKEN, Layout
 from vlm_jax.data.pixels import image_patches
 from vlm_jax.data.text.templates import Span, Template, render
 from vlm_jax.data.text.tokenizer import Border, Tokenizer
-from vlm_jax.data.tiling import ClosestAspect, count_tiles, share
 from vlm_jax.errors import UserError
 
 LossReduction = Literal["token", "sample", "square"]
@@ -32,13 +33,14 @@ class Example:
     Attributes:
       tokens: int32 [t].
       loss_weights: float32 [t]; weight of the prediction of `tokens[i]`, 0 where nothing is learned.
-      visual: int32 [t]; index into the conversation's own k*n visual tokens, or -1 for text.
+      visual: int32 [t]; index into the conversation's own k*n visual tokens, -1 for text, or -2 - v where the model's
+        learned vector number v stands.
       positions: int32 [t]; rotary positions, from 0; every branch begins where what all branches share ends.
       branches: int32 [t]; number of the independent question, from 1; 0 is what all of them see.
       patches: uint8 [k, N, P*P*3].
       tile_grid: int32 [k, 2]; patches down and across.
       tile_image: int32 [k]; number of the image.
-      tile_slot: int32 [k]; place in the image's grid in raster order, the thumbnail last.
+      tile_slot: int32 [k]; place among the image's tiles, in the order of its layout.
     """
 
     tokens: np.ndarray
@@ -90,7 +92,7 @@ class Preparer:
 
     tokenizer: Tokenizer
     template: Template
-    layout: ClosestAspect
+    layout: Layout
     patch_size: int
     tokens_per_tile: int
     max_tokens: int
@@ -100,15 +102,13 @@ class Preparer:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        if not 1 <= self.patch_size <= self.layout.tile_size:
-            raise UserError(
-                f"patch_size: must lie in 1..layout.tile_size ({self.layout.tile_size}), got {self.patch_size}"
-            )
+        if self.patch_size < 1 or self.patches_per_tile < 1:
+            raise UserError(f"patch_size: must lie between 1 and the side of a tile, got {self.patch_size}")
 
     @property
     def patches_per_tile(self) -> int:
         """N."""
-        return (self.layout.tile_size // self.patch_size) ** 2
+        return self.layout.patches(self.patch_size)
 
     @property
     def patch_values(self) -> int:
@@ -130,10 +130,10 @@ class Preparer:
         """
         layout = self.tiling(conversation)
         # Lengths are checked before pixels are decoded.
-        counts = self._tile_counts(conversation, layout)
-        spans = self._spans(conversation, counts, open_turn)
-        text = self._cut(conversation, _tokenise(spans, self.tokenizer), open_turn)
-        side = layout.tile_size // self.patch_size
+        sizes = self._sizes(conversation)
+        counts = [layout.tiles(*size) for size in sizes]
+        text = self._cut(conversation, self._text(conversation, layout, sizes, open_turn), open_turn)
+        grids = [layout.patch_grids(*size, self.patch_size) for size in sizes]
         return Example(
             tokens=text.ids,
             loss_weights=_weights(text, self.loss_reduction),
@@ -141,7 +141,7 @@ class Preparer:
             positions=_positions(text.branches),
             branches=text.branches,
             patches=self._patches(conversation, layout, counts, draw),
-            tile_grid=np.full((sum(counts), 2), side, np.int32),
+            tile_grid=np.concatenate([np.zeros((0, 2), np.int32), *grids]),
             tile_image=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
             tile_slot=np.concatenate([np.arange(c, dtype=np.int32) for c in counts] or [np.zeros(0, np.int32)]),
         )
@@ -152,26 +152,27 @@ class Preparer:
         Raises:
           RecordError: as `__call__`, except for the length and for damage beyond an image's header.
         """
-        counts = self._tile_counts(conversation, self.tiling(conversation))
-        text = _tokenise(self._spans(conversation, counts, open_turn=False), self.tokenizer)
-        return Size(len(text.ids), sum(counts), _least(text))
+        layout, sizes = self.tiling(conversation), self._sizes(conversation)
+        text = self._text(conversation, layout, sizes, open_turn=False)
+        return Size(len(text.ids), sum(layout.tiles(*size) for size in sizes), _least(text))
 
-    def tiling(self, conversation: Conversation) -> ClosestAspect:
-        """How the images of a conversation are tiled."""
+    def tiling(self, conversation: Conversation) -> Layout:
+        """How the images of a conversation become tiles."""
         layout, most = self.layout, conversation.max_tiles
         if most is not None:
-            layout = dataclasses.replace(layout, max_tiles=most, min_tiles=min(layout.min_tiles, most))
-        return share(layout, len(conversation.images)) if self.share_tiles else layout
+            layout = layout.at_most(most)
+        return layout.among(len(conversation.images)) if self.share_tiles else layout
 
-    def _tile_counts(self, conversation: Conversation, layout: ClosestAspect) -> list[int]:
-        counts = []
+    def _sizes(self, conversation: Conversation) -> list[tuple[int, int]]:
+        """Width and height of every image in pixels."""
+        sizes = []
         for number, data in enumerate(conversation.images):
             with _told(conversation, "image"):
-                counts.append(count_tiles(*image_size(data, f"image {number}", self.max_megapixels), layout))
-        return counts
+                sizes.append(image_size(data, f"image {number}", self.max_megapixels))
+        return sizes
 
     def _patches(
-        self, conversation: Conversation, layout: ClosestAspect, counts: Sequence[int], draw: Sequence[int] | None
+        self, conversation: Conversation, layout: Layout, counts: Sequence[int], draw: Sequence[int] | None
     ) -> np.ndarray:
         """Patches of all images' tiles, uint8 [k, N, P*P*3]."""
         rng = None if draw is None or not conversation.augment else np.random.default_rng(draw)
@@ -190,16 +191,29 @@ class Preparer:
                 )
         return patches
 
-    def _spans(self, conversation: Conversation, tiles_per_image: Sequence[int], open_turn: bool) -> list[Span]:
+    def _text(
+        self, conversation: Conversation, layout: Layout, sizes: Sequence[tuple[int, int]], open_turn: bool
+    ) -> _Tokens:
+        """The whole prompt as tokens."""
+        images = [layout.place(*size, self.tokens_per_tile) for size in sizes]
         with _told(conversation, "turns"):
-            return render(
+            spans = render(
                 conversation.turns,
                 self.template,
-                tiles_per_image,
-                self.tokens_per_tile,
+                [len(tokens) for tokens in images],
+                1,
                 open_turn=open_turn,
                 independent=conversation.independent,
             )
+        # An image's visual tokens are counted from the first of the conversation's.
+        starts = np.cumsum([0] + [layout.tiles(*size) * self.tokens_per_tile for size in sizes])
+        shifted = [np.where(tokens < 0, tokens, tokens + start) for tokens, start in zip(images, starts, strict=False)]
+        return _tokenise(spans, self.tokenizer, shifted, self._image_ids())
+
+    def _image_ids(self) -> tuple[int, int]:
+        """Ids of the token that stands for what is no text, and of the one that ends a row."""
+        context = self.tokenizer.image_id
+        return context, context
 
     def _cut(self, conversation: Conversation, text: _Tokens, open_turn: bool) -> _Tokens:
         tokens, limit = len(text.ids), self.max_tokens
@@ -240,17 +254,32 @@ class _Tokens(NamedTuple):
     branches: np.ndarray
 
 
-def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
+def _tokenise(
+    spans: Sequence[Span],
+    tokenizer: Tokenizer,
+    images: Sequence[np.ndarray] | None = None,
+    image_ids: tuple[int, int] | None = None,
+) -> _Tokens:
     """Ids of rendered spans, and what is known of each.
 
     Adjoining spans of one kind are tokenised together, so that a prompt's ids equal the reference's; the border of an
     answer is always a border of tokens, as it is in generation.
+
+    Args:
+      spans: of a conversation.
+      tokenizer: text to ids.
+      images: what stands for each image (see `Layout.place`), visual tokens counted over the whole conversation; these
+        in their order, and nothing else, when None.
+      image_ids: ids of the placeholder and of the token that ends a row; both the tokenizer's placeholder when None.
     """
     ids: list[Sequence[int] | np.ndarray] = []
     visual: list[np.ndarray] = []
     kinds: list[tuple[bool, int]] = []
     pieces: list[tuple[str, bool]] = []
-    seen = 0
+    context, row = image_ids or (tokenizer.image_id,) * 2
+    if images is None:
+        lengths = [span.placeholders for span in spans if span.image is not None]
+        images = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
     before = shared = Border.START
     for number, span in enumerate(spans):
         if number and span.branch != spans[number - 1].branch:
@@ -258,10 +287,9 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
                 shared = before
             before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
-            ids.append(np.full(span.placeholders, tokenizer.image_id, np.int32))
-            visual.append(np.arange(seen, seen + span.placeholders, dtype=np.int32))
+            visual.append(images[span.image])
+            ids.append(np.where(visual[-1] == ROW_TOKEN, row, context))
             kinds.append((False, span.branch))
-            seen += span.placeholders
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
@@ -276,14 +304,15 @@ def _tokenise(spans: Sequence[Span], tokenizer: Tokenizer) -> _Tokens:
     return _Tokens(
         np.concatenate([np.asarray(part, np.int32) for part in ids]),
         np.repeat(np.array(supervised, bool), lengths),
-        np.concatenate(visual),
+        np.concatenate(visual).astype(np.int32),
         np.repeat(np.array(branches, np.int32), lengths),
     )
 
 
 def _least(text: _Tokens) -> int:
     """See `Size.least`."""
-    image_end = int(np.flatnonzero(text.visual >= 0)[-1]) + 2 if (text.visual >= 0).any() else 0  # with its </img>
+    places = np.flatnonzero(text.visual != TEXT)
+    image_end = int(places[-1]) + 2 if len(places) else 0  # with its </img>
     answer = int(text.supervised.argmax()) + 1 if text.supervised.any() else len(text.ids) + 1
     return max(image_end, answer)
 

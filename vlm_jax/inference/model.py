@@ -20,10 +20,10 @@ from vlm_jax.convert.lazy import LazyArray
 from vlm_jax.convert.workdirs import open_model
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
 from vlm_jax.data.images import decode_image, to_rgb
+from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.data.plan.packing import pack_row
 from vlm_jax.data.prepare import Example
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import GREEDY, Sampling, bucket, generate
 from vlm_jax.models.layers import Compute

@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 from vlm_jax.batch import Batch
 from vlm_jax.convert.folders import Opened, open_folder
 from vlm_jax.data.conversation import Conversation, Turn
-from vlm_jax.data.tiling import unpatchify
+from vlm_jax.data.layouts.patches import unpatchify
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model

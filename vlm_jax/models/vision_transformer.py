@@ -113,6 +113,10 @@ class VisionConfig:
         """Tokens of a tile inside the transformer (N1): its patches and the class token, if there is one."""
         return self.first_patch + self.patches
 
+    def module(self, compute: Compute) -> VisionTransformer:
+        """The network."""
+        return VisionTransformer(self, compute)
+
 
 class VisionLayer(nn.Module):
     """x + drop(scale1 * attention(norm(x))), then x + drop(scale2 * mlp(norm(x)))."""

@@ -12,30 +12,44 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.batch import Batch, BatchShape, empty_batch
-from vlm_jax.config import config_class
+from vlm_jax.config import config_class, one_of
 from vlm_jax.errors import UserError
 from vlm_jax.models.attention import KVCache
-from vlm_jax.models.connector import PixelShuffleMLP, PixelShuffleMLPConfig
+from vlm_jax.models.connector import Connector, ConnectorConfig
 from vlm_jax.models.decoder import Decoder, DecoderConfig
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer
+from vlm_jax.models.patch_projection import PatchProjectionConfig
+from vlm_jax.models.vision_transformer import VisionConfig
 
 Params = Mapping[str, Any]
+
+PARTS = ("vision", "connector", "decoder")
+"""First parts of the paths of a model's parameters; what has no parameters is not there."""
+
+AnyVisionConfig = one_of(VisionConfig, PatchProjectionConfig)
 
 
 @config_class
 class VLMConfig:
-    """A vision-language model: one config per part, told apart by their `type`."""
+    """A vision-language model: one config per part, told apart by their `type`.
 
-    vision: VisionConfig
-    connector: PixelShuffleMLPConfig
+    Attributes:
+      vision: what sees.
+      connector: from there to visual tokens.
+      decoder: what reads them and writes.
+      vectors: names of learned vectors that stand between visual tokens (see `Layout.vectors`), kept as
+        `connector/<name>`.
+    """
+
+    vision: AnyVisionConfig
+    connector: ConnectorConfig
     decoder: DecoderConfig
+    vectors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.vision.grid % self.connector.factor:
-            raise UserError(
-                f"connector.factor: {self.connector.factor} does not divide the {self.vision.grid} patches along a tile"
-            )
+        self.connector.check(self.vision, self.decoder.width)
+        if len(set(self.vectors)) != len(self.vectors) or not all(name.isidentifier() for name in self.vectors):
+            raise UserError(f"model.vectors: must be different names, got {', '.join(self.vectors)}")
 
     @property
     def tokens_per_tile(self) -> int:
@@ -56,16 +70,20 @@ class VLM(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.vision = VisionTransformer(c.vision, self.compute)
-        self.connector = PixelShuffleMLP(c.connector, c.decoder.width, self.compute)
+        self.vision = c.vision.module(self.compute)
+        self.connector = Connector(c.connector, c.vectors, c.decoder.width, self.compute)
         self.decoder = Decoder(c.decoder, self.compute)
 
-    def encode(self, patches: jax.Array, drop_key: jax.Array | None = None) -> Float[Array, "B Kn D"]:
-        """Tiles [B, K, N, PP3] to this row's K*n visual tokens."""
+    def encode(self, patches: jax.Array, drop_key: jax.Array | None = None) -> Float[Array, "B S D"]:
+        """Tiles [B, K, N, PP3] to what `Batch.splice` counts: the row's K*n visual tokens, then the learned vectors."""
         rows = patches.shape[0]
         features, _ = self.vision(rearrange(patches, "b k n p -> (b k) n p"), drop_key=drop_key)
         visual = self.connector(features[:, self.config.vision.first_patch :])  # a class token is not handed on
-        return rearrange(visual, "(b k) n d -> b (k n) d", b=rows)
+        visual = rearrange(visual, "(b k) n d -> b (k n) d", b=rows)
+        if not self.config.vectors:
+            return visual
+        learned = self.connector.learned()
+        return jnp.concatenate([visual, jnp.broadcast_to(learned, (rows, *learned.shape))], axis=1)
 
     def embed(
         self, tokens: Int[Array, "B T"], splice: Int[Array, "B T"], visual: Float[Array, "B S D"]
@@ -101,12 +119,6 @@ def head_kernel(params: Params, config: DecoderConfig) -> Float[Array, "D V"]:
     """The kernel from hidden states to logits, for losses that never hold all logits."""
     decoder = params["decoder"]
     return decoder["embedding"].T if config.tie_embeddings else decoder["head"]["kernel"]
-
-
-def init_connector(config: VLMConfig, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 parameters of the connector alone, without its prefix."""
-    connector = PixelShuffleMLP(config.connector, config.decoder.width, Compute())
-    return connector.init(key, jnp.zeros((1, config.vision.patches, config.vision.width)))["params"]
 
 
 def init_decoder(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.quarantine import Quarantine, remove
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
-from vlm_jax.models.vlm import init_params
+from vlm_jax.models.vlm import PARTS, init_params
 from vlm_jax.sharding import place, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
@@ -52,8 +52,7 @@ def initial_params(recipe: Recipe) -> dict[str, Any]:
 
 def live_parts(recipe: Recipe, stage: int) -> set[str]:
     """The parts of the parameters that stage number `stage` or a later one needs, and those that are exported."""
-    parts = {"vision", "connector", "decoder"}
-    return parts.union(*(s.objective.parts for s in recipe.stages[stage:]))
+    return set(PARTS).union(*(s.objective.parts for s in recipe.stages[stage:]))
 
 
 def train(

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from vlm_jax.batch import Batch
 from vlm_jax.config import config_class
-from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.connector import ConnectorConfig
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer
-from vlm_jax.models.vlm import VLM, VLMConfig, head_kernel
+from vlm_jax.models.vlm import PARTS, VLM, VLMConfig, head_kernel
 from vlm_jax.training.loss import cross_entropy, next_token_targets
 
 Params = Mapping[str, Any]
@@ -31,7 +31,7 @@ class TeacherConfig:
     """A larger vision encoder with a connector of its own; it speaks through the student's decoder."""
 
     vision: VisionConfig
-    connector: PixelShuffleMLPConfig
+    connector: ConnectorConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Models:
         """The student or the teacher as a whole model, and its own of the run's parameters."""
         if speaker == "teacher":
             return self.teacher_vlm, {**params["teacher"], "decoder": params["decoder"]}
-        return self.student, {part: params[part] for part in ("vision", "connector", "decoder")}
+        return self.student, {part: params[part] for part in PARTS if part in params}
 
     @property
     def teacher_vlm(self) -> VLMConfig:
@@ -81,7 +81,7 @@ class GenerateObjective:
     @property
     def parts(self) -> tuple[str, ...]:
         """Prefixes of the parameters that this objective reads."""
-        return ("decoder", "teacher") if self.model == "teacher" else ("vision", "connector", "decoder")
+        return ("decoder", "teacher") if self.model == "teacher" else PARTS
 
     def init(self, models: Models, key: jax.Array) -> dict[str, Any]:
         """No parameters of its own."""

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from vlm_jax.data.boxes import format_box
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.pocket import charts, digits, documents, photos, points
 from vlm_jax.data.pocket.canvas import canvas_size, pick
 from vlm_jax.data.pocket.records import draw_scene, make_record
 from vlm_jax.data.pocket.scene import SPLITS, TASKS
-from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
 LAYOUT = ClosestAspect(tile_size=64, max_tiles=6)
 
@@ -104,7 +104,7 @@ def test_looking_asks_all_other_tasks_in_one_tile(material):
     kinds = collections.Counter()
     for number in range(60):
         record = make_record(0, "train", "looking", number, material["train"])
-        assert choose_grid(*picture(record).size, LAYOUT) == (1, 1)
+        assert LAYOUT.grid(*picture(record).size) == (1, 1)
         assert record.conversation.independent
         kinds[record.kind] += 1
     modules = (digits.COUNT_KINDS, documents.KINDS, charts.KINDS, points.KINDS, photos.KINDS)
@@ -145,7 +145,7 @@ def test_pictures_are_rgb_png_of_many_grids_and_mostly_one_tile(records):
             assert min(image.size) >= 44
             assert max(image.size) <= 240
             if split == "train":
-                grids[choose_grid(*image.size, LAYOUT)] += 1
+                grids[LAYOUT.grid(*image.size)] += 1
     assert 0.6 < grids[1, 1] / grids.total() < 0.8
     assert set(grids) >= {(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)}
 
@@ -157,7 +157,7 @@ def test_canvas_sizes_give_the_grid_they_are_for():
     for grid in sorted(wanted):
         for _ in range(300):
             size = canvas_size(rng, grid)
-            assert choose_grid(*size, LAYOUT) == grid, size
+            assert LAYOUT.grid(*size) == grid, size
 
 
 def test_digit_answers_follow_from_the_transcription(material):
@@ -353,7 +353,7 @@ def test_text_is_legible_after_tiling(material):
     rng = np.random.default_rng(5)
     for _ in range(20):
         _, image, boxes = documents.make_document(rng, material["test"], "receipt")
-        columns, rows = choose_grid(*image.size, LAYOUT)
+        columns, rows = LAYOUT.grid(*image.size)
         seen = image.resize((64 * columns, 64 * rows), Image.Resampling.BICUBIC)
         left, top, right, bottom = boxes["Total"]
         scale = 64 * rows / image.height, 64 * columns / image.width

@@ -17,10 +17,10 @@ import tokenizers
 from PIL import Image
 
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.text.templates import TEMPLATES, frame_marks
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect
 
 CONTROL = {
     "<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<img>": 151646, "</img>": 151647,

@@ -17,8 +17,8 @@ from typing import Any
 from vlm_jax.config import build, config_class
 from vlm_jax.data.formats.annotations import AnnotationSource, open_lines
 from vlm_jax.data.formats.frames import FrameRange
+from vlm_jax.data.layouts.closest_aspect import MOST_TILES
 from vlm_jax.data.sources import ManySources
-from vlm_jax.data.tiling import MOST_TILES
 from vlm_jax.errors import UserError
 
 

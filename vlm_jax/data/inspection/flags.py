@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_jax.data.formats.open import KINDS, open_data
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.prepare import Preparer
 from vlm_jax.data.quarantine import LIMIT
 from vlm_jax.data.sources import Source
 from vlm_jax.data.text.corpus import training_text
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
-from vlm_jax.data.tiling import ClosestAspect
 from vlm_jax.errors import UserError
 
 PATCH = 14

@@ -11,7 +11,6 @@ from vlm_jax.data.conversation import Conversation
 from vlm_jax.data.images import decode_image
 from vlm_jax.data.inline import data_uri, shrunk
 from vlm_jax.data.prepare import Example, Preparer
-from vlm_jax.data.tiling import choose_grid, unpatchify
 
 MAX_SIDE, MAX_TILE_SIDE = 720, 112
 """Larger pictures and tiles are embedded at this longer side, in pixels."""
@@ -23,13 +22,11 @@ _MAX_BOXES = 40
 def pictures_of(conversation: Conversation, example: Example, preparer: Preparer) -> list[dict[str, Any]]:
     """Every image of a conversation as the page shows it: whole, and as the tiles that the model gets."""
     layout = preparer.tiling(conversation)
-    side = preparer.layout.tile_size // preparer.patch_size
     found = []
     for number, data in enumerate(conversation.images):
         image = decode_image(data, f"image {number}", preparer.max_megapixels)
-        across, down = choose_grid(*image.size, layout)
-        mine = example.patches[example.tile_image == number]
-        arrays = unpatchify(mine, (side, side), preparer.patch_size)
+        across, down = layout.grid(*image.size)
+        arrays = layout.pictures(example.patches[example.tile_image == number], image.size, preparer.patch_size)
         tiles = [data_uri(shrunk(Image.fromarray(tile), MAX_TILE_SIDE)) for tile in arrays]
         boxes = _boxes(conversation) if len(conversation.images) == 1 else []
         factor = int(min(_SHOWN / image.width, _SHOWN / image.height))

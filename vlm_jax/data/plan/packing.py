@@ -97,6 +97,13 @@ class _OpenRows:
         return slot, closed
 
 
+def _spliced(visual: np.ndarray, first: int, vectors: int) -> np.ndarray:
+    """`Example.visual` as `Batch.splice`: the conversation's visual tokens begin at `first`, learned vectors at
+    `vectors`.
+    """
+    return np.where(visual >= 0, visual + first, np.where(visual == TEXT, TEXT, vectors - 2 - visual))
+
+
 def pack_row(
     examples: Sequence[Example | None],
     batch: Batch,
@@ -124,6 +131,7 @@ def pack_row(
             f"row of {batch.tokens.shape[1]} tokens and {batch.patches.shape[1]} tiles is too small for {ends[-1]}"
         )
     starts = (ends - sizes).tolist()
+    vectors = batch.patches.shape[1] * tokens_per_tile
     for segment, (example, start, end) in enumerate(zip(examples, starts, ends.tolist(), strict=True), start=1):
         if example is None:
             continue
@@ -133,7 +141,7 @@ def pack_row(
         batch.positions[here] = example.positions
         batch.segments[here] = segment
         batch.branches[here] = example.branches
-        batch.splice[here] = np.where(example.visual < 0, TEXT, example.visual + start[1] * tokens_per_tile)
+        batch.splice[here] = _spliced(example.visual, start[1] * tokens_per_tile, vectors)
         there = np.s_[row, start[1] : end[1]]
         batch.patches[there] = example.patches
         batch.tile_grid[there] = example.tile_grid

@@ -51,7 +51,7 @@ def canvas_size(rng: np.random.Generator, grid: tuple[int, int]) -> tuple[int, i
 
     The size is near the grid's own, 64 pixels a tile, with some variation of scale and aspect. The bounds keep the
     grid: neighbouring aspects are at least a quarter away, and a square picture stays one tile up to half the area of
-    2×2 tiles and becomes four beyond it (`vlm_jax.data.tiling.choose_grid`).
+    2×2 tiles and becomes four beyond it (`vlm_jax.data.layouts.closest_aspect.choose_grid`).
     """
     columns, rows = grid
     scale = rng.uniform(0.85, 1.3) if grid == (1, 1) else rng.uniform(0.85, 1.15)

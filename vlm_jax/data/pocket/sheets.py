@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from vlm_jax.data.boxes import parse_boxes
 from vlm_jax.data.conversation import IMAGE
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.pocket.canvas import TILE, Grid, font
 from vlm_jax.data.pocket.records import Record
-from vlm_jax.data.tiling import ClosestAspect, choose_grid
 
 ZOOM = 3
 LAYOUT = ClosestAspect(tile_size=TILE, max_tiles=6)
@@ -58,7 +58,7 @@ def picture_and_grid(record: Record) -> tuple[Image.Image, Grid]:
     """The picture, and how many tiles across and down the pocket model cuts it into."""
     with Image.open(io.BytesIO(record.conversation.images[0])) as file:
         image = file.convert("RGB")
-    return image, choose_grid(*image.size, LAYOUT)
+    return image, LAYOUT.grid(*image.size)
 
 
 def _gold(record: Record) -> str:

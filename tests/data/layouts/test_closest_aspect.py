@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_jax.data.tiling import ClosestAspect, choose_grid, count_tiles, cut_tiles, patchify, unpatchify
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.patches import patchify, unpatchify
 from vlm_jax.errors import UserError
 
 # Width, height; grid and visual tokens (256 a tile, thumbnail included) with at most 12 tiles; grid with at most 40.
@@ -46,22 +47,22 @@ def picture(width, height):
 
 @pytest.mark.parametrize(("width", "height", "grid12", "tokens12", "grid40"), GRIDS)
 def test_grids(width, height, grid12, tokens12, grid40):
-    assert choose_grid(width, height, ClosestAspect()) == grid12
-    assert count_tiles(width, height, ClosestAspect()) * 256 == tokens12
-    assert choose_grid(width, height, ClosestAspect(max_tiles=40)) == grid40
+    assert ClosestAspect().grid(width, height) == grid12
+    assert ClosestAspect().tiles(width, height) * 256 == tokens12
+    assert ClosestAspect(max_tiles=40).grid(width, height) == grid40
     cells = grid40[0] * grid40[1]
-    assert count_tiles(width, height, ClosestAspect(max_tiles=40, thumbnail=False)) == cells
-    assert count_tiles(width, height, ClosestAspect(max_tiles=40)) == cells + (cells > 1)
+    assert ClosestAspect(max_tiles=40, thumbnail=False).tiles(width, height) == cells
+    assert ClosestAspect(max_tiles=40).tiles(width, height) == cells + (cells > 1)
 
 
 def test_min_tiles_removes_small_grids():
-    assert choose_grid(336, 336, ClosestAspect(min_tiles=2, max_tiles=12)) == (2, 2)
+    assert ClosestAspect(min_tiles=2, max_tiles=12).grid(336, 336) == (2, 2)
 
 
 def test_tiles_are_the_resized_image_cut_in_row_major_order():
     layout = ClosestAspect(tile_size=28)
     image = picture(130, 100)
-    tiles = cut_tiles(image, layout)
+    tiles = layout.cut_tiles(image)
     assert tiles.shape == (13, 28, 28, 3)
     assert tiles.dtype == np.uint8
     canvas = np.asarray(image.resize((4 * 28, 3 * 28), Image.Resampling.BICUBIC))
@@ -86,7 +87,7 @@ def check_against_transformers(width, height, side, least, most):
     )  # fmt: skip
     image = picture(width, height)
     expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])
-    tiles = cut_tiles(image, ClosestAspect(tile_size=side, min_tiles=least, max_tiles=most))
+    tiles = ClosestAspect(tile_size=side, min_tiles=least, max_tiles=most).cut_tiles(image)
     assert tiles.dtype == expected.dtype == np.uint8
     np.testing.assert_array_equal(tiles.transpose(0, 3, 1, 2), expected, f"{width} x {height}, {least} to {most} tiles")
 
@@ -122,7 +123,7 @@ def test_grids_do_not_depend_on_the_order_of_equal_products():
     for number, (width, height) in enumerate(sizes):
         least, most = limits(number)
         layout = ClosestAspect(min_tiles=least, max_tiles=most)
-        assert choose_grid(width, height, layout) == reference_grid(width, height, least, most, 448)
+        assert layout.grid(width, height) == reference_grid(width, height, least, most, 448)
 
 
 def test_patches_are_raster_order_rows_of_pixels_and_come_back():

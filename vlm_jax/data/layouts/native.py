@@ -1,0 +1,121 @@
+"""Native raster (Fuyu): an image at its own size, patch by patch, with a token of the vocabulary behind every row.
+
+Source: `models/fuyu/{image_processing,processing}_fuyu.py` of `transformers`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vlm_jax.config import config_class
+from vlm_jax.data.layouts.layout import ROW_TOKEN, Change, Layout, writable
+from vlm_jax.data.layouts.patches import patchify, unpatchify
+from vlm_jax.errors import UserError
+
+_BEHIND = 1
+"""Value of the pixels that fill the last patches right and below of an image (Fuyu's padding of 1.0, on bytes)."""
+
+
+@config_class
+class NativeRaster(Layout):
+    """Layout of all patches of an image in raster order; a slot of the batch holds so many of them.
+
+    Attributes:
+      patch_size: side of a patch in pixels.
+      max_width, max_height: in pixels; a larger image is shrunk to fit (bilinear, aspect kept), a smaller one stays.
+      slot: patches of a tile slot. Slots follow one another; the last of an image is filled up with nothing.
+    """
+
+    type: Literal["native_raster"] = "native_raster"
+    patch_size: int = 30
+    max_width: int = 1920
+    max_height: int = 1080
+    slot: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "max_width", "max_height", "slot"):
+            if getattr(self, name) < 1:
+                raise UserError(f"layout.{name}: must be positive, got {getattr(self, name)}")
+
+    def check(self, image_size: int | None, patch_size: int, patches: int) -> None:
+        """The encoder must take patches one by one (see `Layout.check`)."""
+        if image_size is not None or (patch_size, patches) != (self.patch_size, self.slot):
+            raise UserError(
+                f"config.system.layout has patches of {self.patch_size} px in slots of {self.slot}; "
+                f"config.system.model.vision must be a patch_projection with the same patch_size and patches"
+            )
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Always one picture."""
+        return 1, 1
+
+    def raster(self, width: int, height: int) -> tuple[int, int]:
+        """Columns and rows of patches of an image."""
+        width, height = self._fitted(width, height)
+        return math.ceil(width / self.patch_size), math.ceil(height / self.patch_size)
+
+    def tiles(self, width: int, height: int) -> int:
+        """Slots that hold all patches."""
+        return math.ceil(math.prod(self.raster(width, height)) / self.slot)
+
+    def patches(self, patch_size: int) -> int:
+        """Those of a slot."""
+        return self.slot
+
+    def patch_grids(self, width: int, height: int, patch_size: int) -> np.ndarray:
+        """One row of as many patches as a slot holds, int32 [k, 2]."""
+        count = math.prod(self.raster(width, height))
+        ends = np.minimum(self.slot * np.arange(1, self.tiles(width, height) + 1), count)
+        return np.stack([np.ones_like(ends), np.diff(ends, prepend=0)], axis=1).astype(np.int32)
+
+    def place(self, width: int, height: int, tokens_per_tile: int) -> np.ndarray:
+        """Every patch in raster order, `ROW_TOKEN` behind every row (see `Layout.place`)."""
+        columns, rows = self.raster(width, height)
+        patches = np.arange(columns * rows, dtype=np.int32).reshape(rows, columns)
+        return np.pad(patches, ((0, 0), (0, 1)), constant_values=ROW_TOKEN).ravel()
+
+    def cut_patches(
+        self,
+        image: Image.Image,
+        patch_size: int,
+        out: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
+        change: Change | None = None,
+    ) -> np.ndarray:
+        """See `Layout.cut_patches`."""
+        size = size or image.size
+        out = writable(out, (self.tiles(*size), self.slot, self.patch_size**2 * 3))
+        canvas = self._canvas(image, size)[None]
+        patches = patchify(canvas if change is None else change(canvas), self.patch_size)[0]
+        flat = out.reshape(-1, out.shape[-1])
+        flat[: len(patches)], flat[len(patches) :] = patches, 0
+        return out
+
+    def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
+        """The one picture, with what fills its last patches (see `Layout.pictures`)."""
+        columns, rows = self.raster(*size)
+        flat = patches.reshape(1, -1, patches.shape[-1])[:, : columns * rows]
+        return list(unpatchify(flat, (rows, columns), patch_size))
+
+    def views(self, image: Image.Image) -> list[np.ndarray]:
+        """The one picture."""
+        return [self._canvas(image, image.size)]
+
+    def _canvas(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [rows * P, columns * P, 3]."""
+        columns, rows = self.raster(*size)
+        canvas = np.full((rows * self.patch_size, columns * self.patch_size, 3), _BEHIND, np.uint8)
+        fitted = self._fitted(*size)
+        shrunk = image if image.size == fitted else image.resize(fitted, Image.Resampling.BILINEAR)
+        canvas[: fitted[1], : fitted[0]] = np.asarray(shrunk.convert("RGB"))
+        return canvas
+
+    def _fitted(self, width: int, height: int) -> tuple[int, int]:
+        if width <= self.max_width and height <= self.max_height:
+            return width, height
+        scale = min(self.max_height / height, self.max_width / width)
+        return max(1, int(width * scale)), max(1, int(height * scale))
