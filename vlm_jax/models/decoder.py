@@ -1,7 +1,7 @@
 """The decoder: a causal language model with rotary positions.
 
-Its flags make it Llama, Vicuna, TinyLlama, Yi, Mistral, Qwen2, Qwen2.5, Qwen3, InternLM2, Phi-2, Phi-3, StableLM-2, Gemma
-or Persimmon. `sizes.py` has those that are released.
+Its flags make it Llama, Vicuna, TinyLlama, Yi, Mistral, Qwen2, Qwen2.5, Qwen3, InternLM2, Phi-2, Phi-3, StableLM-2,
+Gemma or Persimmon; `sizes.py` has the sizes of releases.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class DecoderConfig:
         turned = self.rotary_channels
         if turned % 2 or not turned:
             field = "head_dim" if turned == self.head_dim else "rotary_fraction"
-            raise UserError(
-                f"decoder.{field}: {turned} of {self.head_dim} channels would be turned, and rotary embeddings turn pairs"
-            )
+            raise UserError(f"decoder.{field}: rotary embeddings turn pairs, not {turned} of {self.head_dim} channels")
         if isinstance(self.rope_scaling, LongRoPEScaling):
             for name in ("short_factors", "long_factors"):
                 count = len(getattr(self.rope_scaling, name))

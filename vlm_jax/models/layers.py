@@ -99,7 +99,8 @@ class Norm(nn.Module):
         scale = self.param("scale", nn.initializers.zeros if plus_one else nn.initializers.ones, (x.shape[-1],))
         if self.kind == "layer_norm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * (1.0 + scale if plus_one else scale)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        x = x * (1.0 + scale if plus_one else scale)
         if self.kind == "layer_norm":
             x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return x.astype(self.dtype)

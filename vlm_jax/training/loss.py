@@ -90,7 +90,7 @@ def _forward(chunk: int, hidden: Any, head: Head, targets: Any, weights: Any) ->
 
 def _backward(chunk: int, saved: Any, cotangents: Any) -> Any:
     hidden, head, targets, weights, log_z = saved
-    (kernel, bias), scale = head, cotangents[0]
+    kernel, scale = head[0], cotangents[0]
 
     def compute(d_head: Head, h: Any, t: Any, w: Any, z: Any) -> Any:
         d_logits = jnp.exp(_logits(h, head) - z[..., None])
