@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vlm_jax.convert.decoders import IN_TRANSFORMERS, family_named
+from vlm_jax.convert import internvl_chat
+from vlm_jax.convert.decoders import IN_TRANSFORMERS, PHI3, family_for, family_named
 from vlm_jax.convert.fields import Fields
 from vlm_jax.convert.language_models import open_decoder, write_decoder
 from vlm_jax.convert.lazy import materialise
@@ -209,3 +210,11 @@ def test_a_decoder_of_no_family_is_not_written(tmp_path):
     with pytest.raises(UserError, match=r"model\.decoder: no family of transformers has"):
         write_decoder(tmp_path / "x", tiny.params(), system_of(decoder), tiny.tokenizer())
     assert not list(tmp_path.iterdir())
+
+
+def test_internvls_own_phi3_turns_whole_heads(configs):
+    config = read(configs["phi3"])
+    assert family_for(IN_TRANSFORMERS, config) is PHI3
+    assert family_for(internvl_chat.FAMILIES, config) is None
+    whole = dataclasses.replace(config, rotary_fraction=1.0)
+    assert family_for(internvl_chat.FAMILIES, whole).model_type == "phi3"

@@ -6,6 +6,7 @@ run nor written: a folder in this layout is for those who have it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from vlm_jax.system import System
 
 MODEL_TYPE = "internvl_chat"
 
-FAMILIES = (QWEN2, QWEN3, INTERNLM2, LLAMA, PHI3)
+_PHI3 = dataclasses.replace(PHI3, entries={k: v for k, v in PHI3.entries.items() if k != "partial_rotary_factor"})
+"""Phi-3 as InternVL's code has it, which turns all channels of a head."""
+
+FAMILIES = (QWEN2, QWEN3, INTERNLM2, LLAMA, _PHI3)
 """Decoders of this layout, in the order in which they are tried when one is written: a plain one without biases becomes
 InternLM2, as all released ones are."""
 
