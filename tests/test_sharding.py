@@ -2,11 +2,13 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from vlm_jax.config import build
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.sizes import DECODERS
 from vlm_jax.models.vision_transformer import VisionConfig, init_tower
-from vlm_jax.models.vlm import VLMConfig, init_params
+from vlm_jax.models.vlm import VLMConfig, init_decoder, init_params
 from vlm_jax.sharding import MeshConfig, describe, make_mesh, parameter_sharding, partition
 
 
@@ -71,6 +73,18 @@ def test_every_parameter_of_other_towers_has_a_fitting_rule(mesh, fields):
     norms = [line for line in lines if "embedding_norm" in line or "final_norm" in line]
     assert all(line.endswith(" ()") for line in norms), norms
     assert len(norms) == (0 if "qk_norm" in fields else 2)
+
+
+@pytest.mark.parametrize("name", ["phi_2", "persimmon_8b", "gemma_2b"])
+def test_every_parameter_of_other_decoders_has_a_fitting_rule(mesh, name):
+    config = build(DecoderConfig, {**DECODERS[name], "depth": 2})
+    lines = describe(jax.eval_shape(lambda: init_decoder(config, jax.random.key(0))), mesh)
+    split = {line.split()[0] for line in lines if "fsdp" in line or "tensor" in line}
+    large = {line.split()[0] for line in lines if line.split()[0].endswith(("kernel", "embedding"))}
+    assert large <= split, large - split
+    whole = {"out/bias", "down/bias", "norm/bias", "norm/scale"}  # of the width that all devices hold
+    biases = {line.split()[0] for line in lines} - large
+    assert {path for path in biases if not path.endswith(tuple(whole))} <= split
 
 
 def test_wrong_mesh_is_one_line():

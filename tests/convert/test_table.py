@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from vlm_jax.convert.table import Concatenated, Flat, Kernel, PatchKernel, Same, check, plan, read, rule, write
+from vlm_jax.convert.table import Concatenated, Flat, Grouped, Kernel, PatchKernel, Same, check, plan, read, rule, write
 from vlm_jax.errors import UserError
 
 CASES = [
@@ -17,6 +17,8 @@ CASES = [
     (PatchKernel(), [(2 * 2 * 3, 7)], (7, 3, 2, 2)),
     (Concatenated(Kernel()), [(6, 4, 2), (6, 1, 2), (6, 1, 2)], (12, 6)),
     (Concatenated(Flat()), [(4, 2), (1, 2), (1, 2)], (12,)),
+    (Grouped(), [(6, 4, 2), (6, 2, 2), (6, 2, 2)], (16, 6)),
+    (Grouped(), [(4, 2), (2, 2), (2, 2)], (16,)),
 ]
 
 
@@ -44,6 +46,11 @@ def test_fused_parts_come_in_the_order_of_the_paths():
     q, k = Concatenated(Flat()).read(stored, [(3, 2), (1, 2)])
     assert q.reshape(-1).tolist() == [0, 1, 2, 3, 4, 5]
     assert k.reshape(-1).tolist() == [6, 7]
+
+
+def test_groups_come_kv_head_by_kv_head():
+    q, k, v = Grouped().read(np.arange(8.0), [(4, 1), (2, 1), (2, 1)])
+    assert [x.reshape(-1).tolist() for x in (q, k, v)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
 
 
 RULES = [

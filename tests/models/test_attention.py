@@ -11,13 +11,14 @@ from vlm_jax.models.attention import CAUSAL_BLOCK, CAUSAL_BLOCKS, attend, packed
 
 
 @pytest.mark.parametrize("length", [1, CAUSAL_BLOCK, CAUSAL_BLOCK + 1, CAUSAL_BLOCK * CAUSAL_BLOCKS + 13])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3)])
-def test_causal_blocks(length, heads, kv_heads):
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 2, None), (3, 3, 100)])
+def test_causal_blocks(length, heads, kv_heads, window):
     rng = np.random.default_rng(length)
     q, k, v = (jnp.asarray(rng.normal(size=(2, length, n, 8)), jnp.float32) for n in (heads, kv_heads, kv_heads))
     segments = jnp.asarray(np.sort(rng.integers(0, 3, (2, length)), axis=1))
     branches = jnp.asarray(rng.integers(0, 3, (2, length)))
-    mask = packed_mask(segments, branches)
+    positions = jnp.broadcast_to(jnp.arange(length), segments.shape)
+    mask = packed_mask(positions, segments, branches, window)
 
     def total(implementation, q, k, v):
         return jnp.sum(jnp.sin(implementation(q, k, v)))

@@ -82,16 +82,13 @@ def assemble(
 def _with_rows(decoder: Mapping[str, Any], known: int, rows: int) -> dict[str, Any]:
     """Embedding and head with `rows` rows; those from `known` on are the mean of those before."""
     embedding = np.asarray(decoder["embedding"])
-    head = np.asarray(decoder["head"]["kernel"]).T if "head" in decoder else embedding
-    return {
-        **decoder,
-        "embedding": _resized(embedding, known, rows),
-        "head": {"kernel": np.ascontiguousarray(_resized(head, known, rows).T)},
-    }
+    old = {name: np.asarray(array).T for name, array in decoder.get("head", {}).items()} or {"kernel": embedding}
+    head = {name: np.ascontiguousarray(_resized(array, known, rows).T) for name, array in old.items()}
+    return {**decoder, "embedding": _resized(embedding, known, rows), "head": head}
 
 
-def _resized(matrix: np.ndarray, known: int, rows: int) -> np.ndarray:
-    old = matrix[:known]
+def _resized(table: np.ndarray, known: int, rows: int) -> np.ndarray:
+    old = table[:known]
     # Summed in float64: a sum of 150 000 numbers in bfloat16 would stand still.
-    mean = old.mean(axis=0, dtype=np.float64).astype(matrix.dtype)
-    return np.concatenate([old, np.broadcast_to(mean, (rows - len(old), matrix.shape[1]))])
+    mean = old.mean(axis=0, dtype=np.float64).astype(table.dtype)
+    return np.concatenate([old, np.broadcast_to(mean, (rows - len(old), *table.shape[1:]))])

@@ -11,12 +11,20 @@ from vlm_jax.errors import UserError
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 """Files of a model folder that say what the model is and how images are prepared for it."""
 
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
+"""What `transformers` calls our activations; of two names of one, the first is written."""
 
 
 def activation_name(activation: str) -> str:
     """What `transformers` calls one of our activations."""
-    return _ACTIVATIONS[activation]
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
 
 
 class Fields:
@@ -90,6 +98,14 @@ class Fields:
             self.finish()
         return float(value)
 
+    def flag(self, name: str, default: bool) -> bool:
+        """A field that must be true or false (errors as `count`)."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.wrong(name, f"must be true or false, is {value!r}")
+            self.finish()
+        return value
+
     def choice(self, name: str, known: Mapping[str, Any]) -> Any:
         """Our word for one of theirs.
 
@@ -104,7 +120,7 @@ class Fields:
 
     def activation(self, name: str) -> Any:
         """Our name of an activation."""
-        return self.choice(name, {theirs: ours for ours, theirs in _ACTIVATIONS.items()})
+        return self.choice(name, ACTIVATIONS)
 
     def square(self, name: str) -> int:
         """The side of a size given as a number or as two equal ones."""

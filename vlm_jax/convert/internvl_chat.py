@@ -6,11 +6,12 @@ run nor written: a folder in this layout is for those who have it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
+from vlm_jax.convert.decoders import INTERNLM2, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_for, family_named
 from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.convert.internvit import CONNECTOR, VISION, check_imagenet, read_vision, write_images, write_vision
 from vlm_jax.convert.prompts import read_prompt, read_release, write_prompt
@@ -24,7 +25,10 @@ from vlm_jax.system import System
 
 MODEL_TYPE = "internvl_chat"
 
-FAMILIES = (QWEN2, QWEN3, INTERNLM2, LLAMA, PHI3)
+_PHI3 = dataclasses.replace(PHI3, entries={k: v for k, v in PHI3.entries.items() if k != "partial_rotary_factor"})
+"""Phi-3 as InternVL's code has it, which turns all channels of a head."""
+
+FAMILIES = (QWEN2, QWEN3, INTERNLM2, LLAMA, _PHI3)
 """Decoders of this layout, in the order in which they are tried when one is written: a plain one without biases becomes
 InternLM2, as all released ones are."""
 
@@ -125,7 +129,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
     del image_id
     check_imagenet(system.model.vision)
     decoder, layout = system.model.decoder, system.layout
-    family = next((family for family in FAMILIES if family.fits(decoder)), None)
+    family = family_for(FAMILIES, decoder)
     if system.model.connector.norm_eps != 1e-5:
         raise UserError(
             f"model.connector.norm_eps must be 1e-5 in InternVL's code, is {system.model.connector.norm_eps}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
+from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_for, family_named
 from vlm_jax.convert.fields import Fields, activation_name
 from vlm_jax.convert.images import read_statistics
 from vlm_jax.convert.internvit import not_internvit, read_vision
@@ -144,7 +144,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
 
 def _check_expressible(system: System) -> DecoderFamily:
     vision, decoder = system.model.vision, system.model.decoder
-    family = next((family for family in FAMILIES if family.fits(decoder)), None)
+    family = family_for(FAMILIES, decoder)
     # What the classes of `transformers` fix in code.
     fixed = {
         "layout.thumbnail": (system.layout.thumbnail, True),

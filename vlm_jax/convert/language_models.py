@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert import table
-from vlm_jax.convert.decoders import FAMILIES, LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_named
+from vlm_jax.convert.decoders import FAMILIES, IN_TRANSFORMERS, DecoderFamily, family_for, family_named
 from vlm_jax.convert.fields import CONFIG, Fields
 from vlm_jax.convert.folders import select, shapes_of, token_ids
 from vlm_jax.convert.safetensors_folder import open_params, write_params
@@ -67,9 +67,11 @@ def write_decoder(
         full.
     """
     folder, decoder = Path(folder), system.model.decoder
-    family = next((family for family in (QWEN2, QWEN3, LLAMA, PHI3) if family.fits(decoder)), None)
+    family = family_for(IN_TRANSFORMERS, decoder)
     if family is None:
-        raise UserError("model.decoder: no family of transformers has these biases, norms and rope scaling together")
+        raise UserError(
+            "model.decoder: no family of transformers has these sizes, biases, norms and positions together"
+        )
     with new_folder(folder) as aside:
         chosen = select(params, decoder_shapes(decoder), str(folder))
         ids = token_ids(system, tokenizer)

@@ -138,29 +138,30 @@ class Concatenated:
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupedKernel:
-    """Kernels of q, k and v stored KV head by KV head: its query heads, its key, its value (InternLM2's wqkv).
+class Grouped:
+    """q, k and v stored KV head by KV head: its query heads, its key, its value (InternLM2, Persimmon).
 
-    Stored is (G * (H/G + 2) * Dh, D); ours are [D, H, Dh], [D, G, Dh] and [D, G, Dh].
+    Stored is a kernel (G * (H/G + 2) * Dh, D); ours are [D, H, Dh], [D, G, Dh] and [D, G, Dh]. Biases have no D.
     """
 
     def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
         """(heads of all three kinds times head_dim, D)."""
-        width, _, head_dim = shapes[0]
-        return (sum(shape[1] for shape in shapes) * head_dim, width)
+        *width, _, head_dim = shapes[0]
+        return (sum(shape[-2] for shape in shapes) * head_dim, *width)
 
     def read(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         """Takes the groups apart."""
-        groups = shapes[1][1]
-        grouped = rearrange(tensor, "(g s h) d -> d g s h", g=groups, h=shapes[0][2])
-        queries = rearrange(grouped[:, :, :-2], "d g s h -> d (g s) h")
-        return [queries, grouped[:, :, -2], grouped[:, :, -1]]
+        groups, head_dim = shapes[1][-2:]
+        grouped = rearrange(tensor, "(g s h) ... -> ... g s h", g=groups, h=head_dim)
+        queries = rearrange(grouped[..., :-2, :], "... g s h -> ... (g s) h")
+        return [queries, grouped[..., -2, :], grouped[..., -1, :]]
 
     def write(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Puts the groups together."""
         queries, keys, values = arrays
-        grouped = [rearrange(queries, "d (g s) h -> d g s h", g=keys.shape[1]), keys[:, :, None], values[:, :, None]]
-        return np.ascontiguousarray(rearrange(np.concatenate(grouped, axis=2), "d g s h -> (g s h) d"))
+        queries = rearrange(queries, "... (g s) h -> ... g s h", g=keys.shape[-2])
+        grouped = np.concatenate([queries, keys[..., None, :], values[..., None, :]], axis=-2)
+        return np.ascontiguousarray(rearrange(grouped, "... g s h -> (g s h) ..."))
 
 
 @dataclasses.dataclass(frozen=True)

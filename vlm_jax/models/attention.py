@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.models.layers import Compute, Linear, Norm
+from vlm_jax.models.layers import Compute, Linear, Norm, NormKind
 from vlm_jax.models.rotary import RotaryTable, rotate
 from vlm_jax.sharding import constrain
 
-QKNorm = Literal["none", "full", "head"]
+QKNorm = Literal["none", "full", "head", "head_layer_norm"]
 
 
 class KVCache(NamedTuple):
@@ -30,7 +30,7 @@ class Side(NamedTuple):
     """What every layer may look at besides its input; `None` is "not used here".
 
     Attributes:
-      rotary: cosines and sines, float32 [B, T, Dh/2] each.
+      rotary: cosines and sines, float32 [B, T, half] each; the first 2 * half channels of a head are turned.
       mask: bool [B, 1, T, S], True where query t sees key s.
       slots: int32 [B, T], the cache slot that token t is written to; out of range is not written.
       residual: float32 [2, B], what drop path multiplies the two branches of this layer with, row by row.
@@ -45,9 +45,10 @@ class Side(NamedTuple):
 class AttentionShape(NamedTuple):
     """Sizes and variants of an attention block.
 
-    `qk_norm`, an RMSNorm of q and of k before they are turned: "full" over the flattened width of all heads
-    (InternViT-6B), "head" over each head (Qwen3). `causal` promises that without a cache the mask hides from a token
-    all that stand behind it, so that they need not be looked at to be hidden.
+    `qk_norm`, a norm of q and of k before they are turned: an RMSNorm, "full" over the flattened width of all heads
+    (InternViT-6B) or "head" over each head (Qwen3), or "head_layer_norm", a LayerNorm over each head (Persimmon). All
+    heads share its parameters. `causal` promises that without a cache the mask hides from a token all that stand
+    behind it, so that they need not be looked at to be hidden.
     """
 
     width: int
@@ -78,8 +79,9 @@ class Attention(nn.Module):
         v = project((s.kv_heads, s.head_dim), name="value")(x)
         if s.qk_norm == "full":
             q, k = self._flat_norm(q, "query_norm"), self._flat_norm(k, "key_norm")
-        elif s.qk_norm == "head":
-            q, k = self._norm("query_norm")(q), self._norm("key_norm")(k)
+        elif s.qk_norm != "none":
+            kind = "layer_norm" if s.qk_norm == "head_layer_norm" else "rms_norm"
+            q, k = self._norm("query_norm", kind)(q), self._norm("key_norm", kind)(k)
         if side.rotary is not None:
             q, k = rotate(q, side.rotary), rotate(k, side.rotary)
         q, k, v = (constrain(y, "batch", None, "heads", None) for y in (q, k, v))
@@ -93,8 +95,8 @@ class Attention(nn.Module):
         y = attend(q, k, v, side.mask, self.compute.attention, causal=s.causal and cache is None)
         return Linear((s.width,), in_axes=2, use_bias=s.out_bias, dtype=dtype, name="out")(y), cache
 
-    def _norm(self, name: str) -> Norm:
-        return Norm("rms_norm", self.shape.norm_eps, self.compute.dtype, name=name)
+    def _norm(self, name: str, kind: NormKind = "rms_norm") -> Norm:
+        return Norm(kind, self.shape.norm_eps, self.compute.dtype, name=name)
 
     def _flat_norm(self, y: Float[Array, "B T H Dh"], name: str) -> Float[Array, "B T H Dh"]:
         flat = self._norm(name)(rearrange(y, "b t h d -> b t (h d)"))
@@ -158,12 +160,27 @@ def _attend(
     return (mixed / total).astype(q.dtype)
 
 
-def packed_mask(segments: Int[Array, "B T"], branches: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+def packed_mask(
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    branches: Int[Array, "B T"],
+    window: int | None = None,
+) -> Bool[Array, "B 1 T T"]:
     """Token t sees token s when s <= t, both are of one conversation, and s is of t's branch or shared by all.
 
+    With a `window`, s must also be among the last `window` positions up to t's. A position counts within the
+    conversation and the branch, so that what stands between in the row (another branch) takes no place in the window.
     Padding sees padding, so no row is empty.
     """
     same = segments[:, :, None] == segments[:, None, :]
     visible = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     order = jnp.arange(segments.shape[1])
-    return (same & visible & (order[:, None] >= order[None, :]))[:, None]
+    mask = same & visible & (order[:, None] >= order[None, :])
+    if window is not None:
+        mask = mask & near(positions, positions, window)
+    return mask[:, None]
+
+
+def near(queries: Int[Array, "B T"], keys: Int[Array, "... S"], window: int) -> Bool[Array, "B T S"]:
+    """Whether a key's position is above the query's less `window` (Mistral: a token is the first of its own window)."""
+    return keys[..., None, :] > queries[:, :, None] - window

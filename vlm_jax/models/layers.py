@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from vlm_jax.config import config_class
 from vlm_jax.sharding import constrain
 
-NormKind = Literal["layer_norm", "rms_norm"]
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+NormKind = Literal["layer_norm", "rms_norm", "rms_norm_plus_one"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu2", "silu"]
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -24,10 +24,16 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def relu2(x: jax.Array) -> jax.Array:
+    """max(x, 0) squared (Primer, So et al. 2021; Persimmon)."""
+    return jnp.square(jax.nn.relu(x))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
+    "relu2": relu2,
     "silu": jax.nn.silu,
 }
 
@@ -77,7 +83,10 @@ def _fan_in_normal(key: jax.Array, shape: tuple[int, ...], in_axes: int) -> jax.
 
 
 class Norm(nn.Module):
-    """LayerNorm (scale and bias) or RMSNorm (scale) over the last dimension, computed in float32."""
+    """LayerNorm (scale and bias) or RMSNorm (scale) over the last dimension, computed in float32.
+
+    "rms_norm_plus_one" multiplies by 1 + scale, as Gemma stores it.
+    """
 
     kind: NormKind
     eps: float
@@ -86,10 +95,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        plus_one = self.kind == "rms_norm_plus_one"
+        scale = self.param("scale", nn.initializers.zeros if plus_one else nn.initializers.ones, (x.shape[-1],))
         if self.kind == "layer_norm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        x = x * (1.0 + scale if plus_one else scale)
         if self.kind == "layer_norm":
             x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return x.astype(self.dtype)

@@ -23,7 +23,7 @@ class NoScaling:
     type: Literal["none"] = "none"
 
     def __call__(self, frequencies: jax.Array, lengths: jax.Array) -> tuple[jax.Array, float]:
-        """What becomes of the frequencies theta^(-2i/head_dim), and a factor of cosine and sine.
+        """What becomes of the frequencies theta^(-2i/channels), and a factor of cosine and sine.
 
         Args:
           frequencies: float32 [half].
@@ -81,7 +81,7 @@ class LongRoPEScaling:
     Rule: `_compute_longrope_parameters` in `modeling_rope_utils.py` of `transformers`; `su` in Phi-3's own first code.
 
     Attributes:
-      short_factors, long_factors: head_dim / 2 divisors each.
+      short_factors, long_factors: a divisor for every pair of channels that is turned.
       trained_tokens: the longest "short" sequence (`original_max_position_embeddings`).
       factor: how many times longer sequences became; cosine and sine are multiplied by
         `amplitude`, sqrt(1 + ln(factor) / ln(trained_tokens)).
@@ -138,22 +138,29 @@ RopeScaling = Annotated[
 def rotary_table(
     positions: Int[Array, "B T"],
     lengths: Int[Array, "B T"],
-    head_dim: int,
+    channels: int,
     theta: float,
     scaling: RopeScaling,
 ) -> RotaryTable:
-    """Cosines and sines of position times frequency theta^(-2i/head_dim), as `scaling` changes it."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    """Cosines and sines of position times frequency theta^(-2i/channels), as `scaling` changes it.
+
+    `channels`, those of a head that are turned, are even in number.
+    """
+    frequencies = theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
     frequencies, larger = scaling(frequencies, lengths)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return larger * jnp.cos(angles), larger * jnp.sin(angles)
 
 
 def rotate(x: Float[Array, "B T H Dh"], table: RotaryTable) -> Float[Array, "B T H Dh"]:
-    """Rotary embedding in the half-split convention of Llama: pairs are (i, i + head_dim/2)."""
+    """Rotary embedding in the half-split convention of Llama: pairs are (i, i + half).
+
+    Channels from 2 * half on are left as they are (partial rotary embeddings of GPT-NeoX, Phi, StableLM, Persimmon).
+    """
     cos, sin = (t[:, :, None, :] for t in table)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     return turned.astype(x.dtype)
 
 

@@ -115,10 +115,12 @@ class VLM(nn.Module):
         return self.decoder.logits(hidden)[:, 0], caches
 
 
-def head_kernel(params: Params, config: DecoderConfig) -> Float[Array, "D V"]:
-    """The kernel from hidden states to logits, for losses that never hold all logits."""
+def head(params: Params, config: DecoderConfig) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None]:
+    """Kernel and bias, if there is one, from hidden states to logits, for losses that never hold all logits."""
     decoder = params["decoder"]
-    return decoder["embedding"].T if config.tie_embeddings else decoder["head"]["kernel"]
+    if config.tie_embeddings:
+        return decoder["embedding"].T, None
+    return decoder["head"]["kernel"], decoder["head"].get("bias")
 
 
 def init_decoder(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def cross_entropy(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int = 512,
+    bias: Float[Array, " V"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of -log softmax(hidden @ kernel)[targets] over all positions, in float32.
+    """Weighted sum of -log softmax(hidden @ kernel + bias)[targets] over all positions, in float32.
 
     Positions with weight are moved to the front of their row, and the logits of `chunk` positions a row exist at a
     time, in the forward and again in the backward pass. Chunks without any weight (most of a conversation is prompt and
@@ -42,7 +43,7 @@ def cross_entropy(
     order = jnp.argsort(weights == 0, axis=1, stable=True)
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
     targets, weights = (jnp.take_along_axis(x, order, axis=1) for x in (targets, weights))
-    return _cross_entropy(chunk, hidden, kernel, targets, weights)
+    return _cross_entropy(chunk, hidden, (kernel, bias), targets, weights)
 
 
 def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -50,19 +51,25 @@ def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays)
 
 
-def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+Head = tuple[jax.Array, jax.Array | None]
+"""Kernel and bias."""
+
+
+def _logits(hidden: jax.Array, head: Head) -> jax.Array:
+    kernel, bias = head
     logits = jnp.einsum("btd,dv->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias.astype(jnp.float32)
     return constrain(logits, "batch", None, "vocab")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
-    return _forward(chunk, hidden, kernel, targets, weights)[0]
+def _cross_entropy(chunk: int, hidden: Any, head: Head, targets: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+    return _forward(chunk, hidden, head, targets, weights)[0]
 
 
-def _forward(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -> Any:
+def _forward(chunk: int, hidden: Any, head: Head, targets: Any, weights: Any) -> Any:
     def compute(h: Any, t: Any, w: Any) -> Any:
-        logits = _logits(h, kernel)
+        logits = _logits(h, head)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, t[..., None], axis=-1)[..., 0]
         right = jnp.sum(w * (picked >= jnp.max(logits, axis=-1)))
@@ -78,32 +85,35 @@ def _forward(chunk: int, hidden: Any, kernel: Any, targets: Any, weights: Any) -
 
     zero = jnp.zeros((), jnp.float32)
     sums, log_z = jax.lax.scan(body, (zero, zero), _chunks(chunk, hidden, targets, weights))
-    return sums, (hidden, kernel, targets, weights, log_z)
+    return sums, (hidden, head, targets, weights, log_z)
 
 
 def _backward(chunk: int, saved: Any, cotangents: Any) -> Any:
-    hidden, kernel, targets, weights, log_z = saved
-    scale = cotangents[0]
+    hidden, head, targets, weights, log_z = saved
+    kernel, scale = head[0], cotangents[0]
 
-    def compute(d_kernel: jax.Array, h: Any, t: Any, w: Any, z: Any) -> Any:
-        d_logits = jnp.exp(_logits(h, kernel) - z[..., None])
+    def compute(d_head: Head, h: Any, t: Any, w: Any, z: Any) -> Any:
+        d_logits = jnp.exp(_logits(h, head) - z[..., None])
         d_logits = d_logits - jax.nn.one_hot(t, kernel.shape[1], dtype=jnp.float32)
         d_logits = (d_logits * (w * scale)[..., None]).astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel.astype(h.dtype))
-        step = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
-        return d_kernel + step, d_hidden
+        d_kernel, d_bias = d_head
+        d_kernel = d_kernel + jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        d_bias = None if d_bias is None else d_bias + jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
+        return (d_kernel, d_bias), d_hidden
 
-    def skip(d_kernel: jax.Array, h: Any, t: Any, w: Any, z: Any) -> Any:
+    def skip(d_head: Head, h: Any, t: Any, w: Any, z: Any) -> Any:
         del t, w, z
-        return d_kernel, jnp.zeros_like(h)
+        return d_head, jnp.zeros_like(h)
 
-    def body(d_kernel: jax.Array, item: Any) -> Any:
-        return jax.lax.cond(jnp.any(item[2] != 0), compute, skip, d_kernel, *item)
+    def body(d_head: Head, item: Any) -> Any:
+        return jax.lax.cond(jnp.any(item[2] != 0), compute, skip, d_head, *item)
 
     items = (*_chunks(chunk, hidden, targets, weights), log_z)
-    d_kernel, d_hidden = jax.lax.scan(body, jnp.zeros(kernel.shape, jnp.float32), items)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head)
+    d_head, d_hidden = jax.lax.scan(body, zeros, items)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-    return d_hidden, d_kernel.astype(kernel.dtype), None, None
+    return d_hidden, jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head), None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)

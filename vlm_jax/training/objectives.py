@@ -16,7 +16,7 @@ from vlm_jax.config import config_class
 from vlm_jax.models.connector import ConnectorConfig
 from vlm_jax.models.layers import Compute
 from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer
-from vlm_jax.models.vlm import PARTS, VLM, VLMConfig, head_kernel
+from vlm_jax.models.vlm import PARTS, VLM, VLMConfig, head
 from vlm_jax.training.loss import cross_entropy, next_token_targets
 
 Params = Mapping[str, Any]
@@ -95,7 +95,8 @@ class GenerateObjective:
         config, params = models.vlm(self.model, params)
         hidden = VLM(config, models.compute).apply({"params": params}, batch, key, method="hidden")
         targets, weights = next_token_targets(batch)
-        loss, right = cross_entropy(hidden, head_kernel(params, config.decoder), targets, weights)
+        kernel, bias = head(params, config.decoder)
+        loss, right = cross_entropy(hidden, kernel, targets, weights, bias=bias)
         return loss, {"weight": jnp.sum(weights), "right": right}
 
 
