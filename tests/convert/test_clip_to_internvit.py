@@ -6,18 +6,25 @@ from PIL import Image
 from skimage import data
 
 from vlm_jax import globs
-from vlm_jax.convert import clip
 from vlm_jax.convert.clip_to_internvit import clip_to_internvit, noise_tiles, renormalise
 from vlm_jax.convert.internvit import not_internvit
 from vlm_jax.convert.towers import tower_shapes
 from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTransformer
+from vlm_jax.models.vision_transformer import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VisionConfig,
+    VisionTransformer,
+)
 
 CLIP = VisionConfig(
     image_size=56, patch_size=8, width=64, depth=4, heads=4, mlp_width=128, norm_eps=1e-5, activation="quick_gelu",
-    patch_bias=False, embedding_norm=True, layer_scale=None, drop_path=0.0, mean=clip.MEAN, std=clip.STD,
+    patch_bias=False, embedding_norm=True, pooling_norm=True, layer_scale=None, drop_path=0.0, mean=CLIP_MEAN,
+    std=CLIP_STD,
 )  # fmt: skip
 
 
@@ -66,7 +73,7 @@ def test_other_pixel_statistics_give_the_same_numbers(patch_bias):
     tiles = noise_tiles(2, 56, 5)
     expected = run(given, vision, tiles)
     np.testing.assert_allclose(run(again, config, tiles), expected, rtol=0, atol=2e-5)
-    changed = dataclasses.replace(config, mean=clip.MEAN)
+    changed = dataclasses.replace(config, mean=CLIP_MEAN)
     assert np.abs(run(again, changed, tiles) - expected).max() > 1e-2
 
 
@@ -133,6 +140,6 @@ def test_noise_depends_on_the_seed_alone():
 
 
 def test_only_a_clip_tower():
-    siglip = dataclasses.replace(CLIP, class_token=False, embedding_norm=False, final_norm=True)
+    siglip = dataclasses.replace(CLIP, class_token=False, embedding_norm=False, final_norm=True, pooling_norm=False)
     with pytest.raises(UserError, match=r"class_token is False, embedding_norm is False, final_norm is True$"):
         clip_to_internvit(random_params(siglip), siglip)

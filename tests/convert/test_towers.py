@@ -10,17 +10,29 @@ from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from vlm_jax import globs
-from vlm_jax.convert import clip, internvl_chat, internvl_hf
+from vlm_jax.convert import internvl_chat, internvl_hf
+from vlm_jax.convert.clip import CLIP
+from vlm_jax.convert.dinov2 import DINOV2
+from vlm_jax.convert.internvl_hf import INTERNVL_VISION
+from vlm_jax.convert.siglip import SIGLIP
 from vlm_jax.convert.towers import read_tower, tower_shapes, write_tower
 from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTransformer
+from vlm_jax.models.vision_transformer import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VisionConfig,
+    VisionTransformer,
+)
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
 TEXT = {**SIZES, "vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2}
 # 36 pixels are four patches of 8 and a rest that no patch covers.
 IMAGE = {"image_size": 36, "patch_size": 8}
+DINOV2_FIELDS = {"mlp_ratio": 2, "layerscale_value": 0.5}
 INTERNVIT_KEYS = {
     "embeddings.cls_token": "embeddings.class_embedding",
     "embeddings.position_embeddings": "embeddings.position_embedding",
@@ -35,16 +47,19 @@ INTERNVIT_KEYS = {
     "lambda_2": "ls2",
 }
 KINDS = {
-    "CLIPModel": clip.MEAN,
-    "CLIPVisionModel": clip.MEAN,
-    "CLIPVisionModelWithProjection": clip.MEAN,
+    "CLIPModel": CLIP_MEAN,
+    "CLIPVisionModel": CLIP_MEAN,
+    "CLIPVisionModelWithProjection": CLIP_MEAN,
+    "OpenCLIP": CLIP_MEAN,
     "SiglipModel": (0.5,) * 3,
     "SiglipVisionModel": (0.5,) * 3,
+    "Dinov2Model": IMAGENET_MEAN,
+    "Dinov2ForImageClassification": IMAGENET_MEAN,
     "InternVLVisionModel": IMAGENET_MEAN,
     "InternViT-300M": IMAGENET_MEAN,
     "InternViT-6B": IMAGENET_MEAN,
 }
-STD = {clip.MEAN: clip.STD, IMAGENET_MEAN: IMAGENET_STD, (0.5,) * 3: (0.5,) * 3}
+STD = {CLIP_MEAN: CLIP_STD, IMAGENET_MEAN: IMAGENET_STD, (0.5,) * 3: (0.5,) * 3}
 
 
 def reference_of(kind):
@@ -60,12 +75,18 @@ def reference_of(kind):
             norm_type="rms_norm" if large else "layer_norm", layer_scale_init_value=0.1 if large else 1.0,
         )  # fmt: skip
         model = transformers.InternVLVisionModel(config)
+    elif kind.startswith("Dinov2"):
+        config = transformers.Dinov2Config(**{**SIZES, "intermediate_size": None}, **IMAGE, **DINOV2_FIELDS)
+        model = getattr(transformers, kind)(config)
+    elif kind == "OpenCLIP":
+        config = transformers.CLIPVisionConfig(**SIZES, **IMAGE, hidden_act="gelu", layer_norm_eps=1e-3)
+        model = transformers.CLIPVisionModel(config)
     else:
         config_class = transformers.CLIPConfig if kind.startswith("CLIP") else transformers.SiglipConfig
         config = config_class(text_config=TEXT, vision_config={**SIZES, **IMAGE})
         model = getattr(transformers, kind)(config if kind in ("CLIPModel", "SiglipModel") else config.vision_config)
     tiny.shake(model.eval())
-    return model, getattr(model, "vision_model", model)
+    return model, getattr(model, "vision_model", getattr(model, "dinov2", model))
 
 
 def save_internvit(model, folder, large):
@@ -102,8 +123,8 @@ def tower(request, tmp_path_factory):
     return request.param, folder, reference
 
 
-def pictures(side):
-    return np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+def pictures(height, width=None):
+    return np.random.default_rng(0).integers(0, 256, (2, height, width or height, 3), dtype=np.uint8)
 
 
 def hidden_states(reference, tiles, mean, **flags):
@@ -125,25 +146,42 @@ def test_hidden_states(tower):
     params, vision = read_tower(folder)
     assert (vision.mean, vision.std, vision.grid) == (KINDS[kind], STD[KINDS[kind]], 4)
     tiles = pictures(36)
-    last, captured = ours(params, vision, patchify(tiles, 8), capture=2)
+    last, captured = ours(params, vision, patchify(tiles, 8), capture=3)
     theirs = hidden_states(reference, tiles, KINDS[kind])
     assert last.shape == (2, 17 if vision.class_token else 16, 24)
     assert np.abs(theirs.last_hidden_state.numpy()).max() > 1
     assert np.abs(last - theirs.last_hidden_state.numpy()).max() <= 1e-5
-    assert np.abs(captured[0] - theirs.hidden_states[2].numpy()).max() <= 1e-5
+    for k in (-1, -2, -3):
+        np.testing.assert_allclose(captured[k], theirs.hidden_states[k], rtol=1e-5, atol=1e-5)
+    for k in (-2, -3, 0):
+        state, _ = ours(params, dataclasses.replace(vision, feature_layer=k), patchify(tiles, 8))
+        np.testing.assert_allclose(state, theirs.hidden_states[k], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", ["CLIPModel", "SiglipVisionModel"])
+@pytest.mark.parametrize("kind", ["CLIPModel", "SiglipVisionModel", "Dinov2Model"])
 def test_another_image_size(kind, tmp_path):
     model, reference = reference_of(kind)
     model.save_pretrained(tmp_path)
+    flags = {} if kind == "Dinov2Model" else {"interpolate_pos_encoding": True}  # DINOv2 does it unasked
     params, vision = read_tower(tmp_path, image_size=59)
     assert (vision.image_size, vision.grid) == (59, 7)
     tiles = pictures(59)
     last, _ = ours(params, vision, patchify(tiles, 8))
-    theirs = hidden_states(reference, tiles, KINDS[kind], interpolate_pos_encoding=True)
-    assert np.abs(last - theirs.last_hidden_state.numpy()).max() <= 1e-5
+    theirs = hidden_states(reference, tiles, KINDS[kind], **flags).last_hidden_state.numpy()
+    assert np.abs(last - theirs).max() <= 1e-5
+
+    # The same with the table as it is stored, and pictures that are not square, of as many patches as the table or not.
+    params, vision = read_tower(tmp_path)
+    last, _ = ours(params, vision, patchify(tiles, 8), grid=(7, 7))
+    assert np.abs(last - theirs).max() <= 1e-5
+    for height, width in ((3, 5), (2, 8)):
+        tiles = pictures(8 * height + 3, 8 * width + 1)
+        theirs = hidden_states(reference, tiles, KINDS[kind], **flags)
+        for k, expected in ((-1, theirs.last_hidden_state), *((k, theirs.hidden_states[k]) for k in (-2, -3))):
+            config = dataclasses.replace(vision, feature_layer=k)
+            state, _ = ours(params, config, patchify(tiles, 8), grid=(height, width))
+            np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.torch
@@ -151,10 +189,11 @@ def test_what_is_not_known_is_an_error(tower, tmp_path):
     kind, folder, _ = tower
     folder = shutil.copytree(folder, tmp_path / "copy")
     stored = load_file(folder / "model.safetensors")
-    prefix = "vision_model." if any(key.startswith("vision_model.") for key in stored) else ""
+    prefixes = ("vision_model.", "dinov2.")
+    prefix = next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in stored)), "")
     scale = next(key for key in stored if key.startswith(f"{prefix}encoder") and ".1." in key and "fc1.weight" in key)
     stored[f"{prefix}extra.weight"] = stored.pop(scale)
-    if not kind.startswith("Intern"):  # what older folders hold besides
+    if "CLIP" in kind or kind.startswith("Siglip"):  # what older folders hold besides
         stored[f"{prefix}embeddings.position_ids"] = np.arange(17)[None]
     save_file(stored, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"\(2 problems\): missing: enc.*fc1\.weight; not used by .*: extra\.weight$"):
@@ -188,7 +227,9 @@ def test_fields_that_a_folder_leaves_out(tower, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     part = config.get("vision_config", config)
     kept = {"model_type", "norm_type", "qkv_bias", "qk_normalization", "initializer_factor", "attention_bias",
-            "layer_scale_init_value", *SIZES, *IMAGE}  # fmt: skip
+            "layer_scale_init_value", *SIZES, *IMAGE, *DINOV2_FIELDS}  # fmt: skip
+    if tower[0] == "OpenCLIP":
+        kept |= {"hidden_act", "layer_norm_eps"}
     for name in set(part) - kept - {"drop_path_rate"}:
         if name not in ("text_config", "architectures"):
             del part[name]
@@ -202,8 +243,11 @@ def test_fields_that_a_folder_leaves_out(tower, tmp_path):
 
 
 def test_an_unknown_tower(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
-    with pytest.raises(UserError, match=r"config\.json: model_type is 'dinov2'; vision towers: intern_vit_6b, .*clip"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit"}))
+    with pytest.raises(UserError, match=r"config\.json: model_type is 'beit'; vision towers: intern_vit_6b, .*clip"):
+        read_tower(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", "use_swiglu_ffn": True}))
+    with pytest.raises(UserError, match=r"config\.json: use_swiglu_ffn must be False, is True$"):
         read_tower(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(UserError, match=r"config\.json: 'vision_config' is missing"):
@@ -258,6 +302,67 @@ def test_the_original_layout_gives_equal_bytes(kind, tmp_path):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in "ab")
     assert first.items() <= second.items()
+
+
+FAMILIES = {
+    "OpenCLIP": CLIP,
+    "SiglipVisionModel": SIGLIP,
+    "Dinov2Model": DINOV2,
+    "InternVLVisionModel": INTERNVL_VISION,
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_written_tower_loads_in_transformers(kind, tmp_path):
+    import transformers
+
+    model, _ = reference_of(kind)
+    model.save_pretrained(tmp_path / "a")
+    params, vision = read_tower(tmp_path / "a")
+    passed = dataclasses.replace(vision, feature_layer=-2, mean=(0.1, 0.2, 0.3))
+    write_tower(tmp_path / "b", params, passed, family=FAMILIES[kind])
+    again, config = read_tower(tmp_path / "b")
+    assert config == dataclasses.replace(vision, mean=(0.1, 0.2, 0.3))
+    found, wanted = globs.flatten(again), globs.flatten(params)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+
+    loaded, told = type(model).from_pretrained(tmp_path / "b", output_loading_info=True)
+    not_written = {"SiglipVisionModel": {k for k in model.state_dict() if k.startswith("head.")},
+                   "Dinov2Model": {"embeddings.mask_token"}}  # fmt: skip
+    assert not any(told.values())
+    mine, theirs = loaded.state_dict(), model.state_dict()
+    assert theirs.keys() - mine.keys() == not_written.get(kind, set())
+    assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "b", use_fast=False)
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    pixels = processor(images=np.zeros((50, 70, 3), np.uint8), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 36, 36)
+
+
+def test_the_table_of_a_dinov2_stays_as_large_as_it_is(tmp_path):
+    """Its releases have one for 518 pixels, and an image processor for 224."""
+    vision = dataclasses.replace(SMALL, final_norm=True, mlp_width=48, mean=IMAGENET_MEAN, drop_path=0.0)
+    write_tower(tmp_path / "x", random_params(vision), vision, family=DINOV2)
+    images = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 20}, "do_center_crop": True}
+    (tmp_path / "x/preprocessor_config.json").write_text(json.dumps(images))
+    assert read_tower(tmp_path / "x")[1] == vision
+    assert read_tower(tmp_path / "x", image_size=16)[1].grid == 2
+
+
+def test_a_tower_is_written_as_its_own_family_alone(tmp_path):
+    vision = dataclasses.replace(SMALL, final_norm=True, mlp_width=40)
+    with pytest.raises(UserError) as error:
+        write_tower(tmp_path / "x", random_params(vision), vision, family=SIGLIP)
+    problems = "class_token must be False, is True; layer_scale must be None, is 1.0"
+    assert str(error.value) == f"model.vision cannot be stored as a siglip_vision_model: {problems}"
+    with pytest.raises(UserError, match=r"as a dinov2: mlp_width must be 24, is 40$"):
+        write_tower(tmp_path / "x", random_params(vision), vision, family=DINOV2)
+    bare = dataclasses.replace(SMALL, norm_eps=1e-5, layer_scale=None, embedding_norm=True, patch_bias=False)
+    with pytest.raises(UserError, match=r"clip_vision_model: final_norm or pooling_norm must be True, is False$"):
+        write_tower(tmp_path / "x", random_params(bare), bare, family=CLIP)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tower_that_is_no_internvit_writes_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,24 +13,16 @@ from vlm_jax.convert.folders import parameter_shapes
 from vlm_jax.convert.towers import tower_shapes
 from vlm_jax.errors import UserError
 from vlm_jax.models.layers import ACTIVATIONS, Compute
+from vlm_jax.models.positions import resize_positions
+from vlm_jax.models.sizes import TOWERS
 from vlm_jax.models.vision_transformer import VisionConfig, VisionTransformer, init_tower, normalise, waves
 from vlm_jax.models.vlm import VLM
 
-CLIP_L = VisionConfig(
-    image_size=336, norm_eps=1e-5, activation="quick_gelu", patch_bias=False, embedding_norm=True, layer_scale=None
-)
-SIGLIP = VisionConfig(
-    image_size=384, width=1152, depth=27, mlp_width=4304, activation="gelu_tanh", class_token=False, final_norm=True,
-    layer_scale=None,
-)  # fmt: skip
+CLIP_L, SIGLIP = (VisionConfig(**TOWERS[name]) for name in ("clip_l14_336", "siglip_so400m_384"))
 
 
 def count(vision):
     return sum(int(np.prod(shape)) for shape in tower_shapes(vision).values())
-
-
-def test_internvit_300m():
-    assert count(VisionConfig()) == 304_012_288
 
 
 @pytest.mark.parametrize(("depth", "image_size", "billions"), [(45, 448, 5.54), (48, 224, 5.90)])
@@ -46,39 +39,6 @@ def test_internvit_6b(depth, image_size, billions):
     embeddings = 14 * 14 * 3 * width + width + width + (1 + patches) * width
     assert count(vision) == depth * layer + embeddings
     assert count(vision) / 1e9 == pytest.approx(billions, abs=0.01)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("image_size", [224, 336])
-def test_clip_l(image_size):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=image_size,
-        patch_size=14,
-    )  # fmt: skip
-    with torch.device("meta"):
-        reference = transformers.CLIPVisionModel(config)
-    left_out = sum(p.numel() for name, p in reference.named_parameters() if "post_layernorm" in name)
-    assert left_out == 2048
-    vision = dataclasses.replace(CLIP_L, image_size=image_size)
-    assert count(vision) == reference.num_parameters() - left_out
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(("image_size", "tokens"), [(224, 256), (384, 729)])
-def test_siglip_so400m(image_size, tokens):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SiglipVisionConfig(
-        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=image_size,
-        patch_size=14, vision_use_head=False,
-    )  # fmt: skip
-    with torch.device("meta"):
-        reference = transformers.SiglipVisionModel(config)
-    vision = dataclasses.replace(SIGLIP, image_size=image_size)
-    assert count(vision) == reference.num_parameters()
-    assert vision.tokens == tokens
 
 
 @pytest.mark.torch
@@ -128,6 +88,67 @@ def test_scan_and_drop_path(vision):
     assert np.abs(run(Compute(), jax.random.key(1)) - plain).max() > 0.1
 
 
+def small(name, **fields):
+    """A released kind of tower with three small layers and random parameters, and pictures of 4 x 4 patches for it."""
+    sizes = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 3, "heads": 3, "mlp_width": 40}
+    vision = VisionConfig(**{**TOWERS[name], **sizes, **fields})
+    rng = np.random.default_rng(0)
+    shapes = tower_shapes(vision)
+    tree = globs.unflatten({path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()})
+    return vision, tree["vision"], rng.integers(0, 256, (2, 16, 192), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["clip_l14_224", "siglip_so400m_384"])
+def test_layers_behind_the_feature_layer_are_held_and_not_run(name):
+    vision, params, tiles = small(name, drop_path=0.5)
+
+    def run(layer, params=params, key=None, **compute):
+        config = dataclasses.replace(vision, feature_layer=layer)
+        return VisionTransformer(config, Compute(**compute)).apply({"params": params}, tiles, drop_key=key, capture=2)
+
+    states, captured = {}, {}
+    for layer in (-1, -2, -3, -4):
+        states[layer], captured[layer] = run(layer)
+    np.testing.assert_array_equal(states[-2], captured[-1][0])
+    np.testing.assert_array_equal(captured[-2][-1], states[-2])  # of those that are run
+    np.testing.assert_array_equal(captured[-2][0], states[-3])
+    assert len(captured[-4]) == 0
+    np.testing.assert_array_equal(run(2)[0], states[-2])
+    assert np.abs(states[-2] - states[-1]).max() > 0.1
+    assert np.array_equal(captured[-1][-1], states[-1]) == vision.pooling_norm  # else `final_norm` has been passed
+    np.testing.assert_allclose(run(-2, scan_layers=True)[0], states[-2], rtol=1e-4, atol=1e-4)
+
+    config = dataclasses.replace(vision, feature_layer=-2)
+    assert tower_shapes(config) == tower_shapes(vision)
+    assert config.unused == ("layers/2/**", f"{vision.last_norm}/*")
+    assert vision.unused == (("pooling_norm/*",) if vision.pooling_norm else ())
+    flat = globs.flatten(params)
+    idle = {path for path in flat if any(globs.matches(path, glob) for glob in config.unused)}
+    assert idle
+    gradient = jax.grad(lambda p: jnp.sum(run(-2, p)[0] ** 2))(params)
+    zero = {path for path, leaf in globs.flatten(gradient).items() if not leaf.any()}
+    assert zero == idle
+
+    # A layer keeps its rate of drop path: what falls out of the tower's front does not depend on its end.
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(run(-2, key=key)[0], run(-1, key=key)[1][0])
+
+
+def test_another_grid_than_the_tables():
+    vision, params, tiles = small("clip_l14_224")
+    tower = VisionTransformer(vision, Compute())
+    plain = tower.apply({"params": params}, tiles)[0]
+    np.testing.assert_array_equal(tower.apply({"params": params}, tiles, grid=(4, 4))[0], plain)
+    wide = jax.jit(lambda p: tower.apply({"params": p}, tiles, grid=(2, 8))[0])(params)
+    assert np.abs(wide - plain).max() > 0.1
+    with pytest.raises(ValueError, match="16 patches of a tile are not a grid of 3 x 5"):
+        tower.apply({"params": params}, tiles, grid=(3, 5))
+    given = dict(params)
+    given["position_embedding"] = resize_positions(params["position_embedding"], 4, (2, 8), class_token=True)
+    fixed = np.asarray(tower.apply({"params": given}, tiles)[0])
+    np.testing.assert_allclose(wide, fixed, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_without_class_token_hands_on_every_patch():
     model = tiny.system().model
     vision = dataclasses.replace(model.vision, class_token=False)
@@ -154,6 +175,8 @@ def test_a_model_without_class_token_hands_on_every_patch():
         ({"patch_size": 500}, r"vision\.patch_size: must lie in 1\.\.image_size \(448\), got 500"),
         ({"std": (0.1, 0.0, 0.1)}, r"vision\.std: must be positive"),
         ({"position_waves": float("nan")}, r"vision\.position_waves: must be finite and at least 0, got nan"),
+        ({"feature_layer": -26}, r"vision\.feature_layer: must lie in -25\.\.24 \(24 layers\), got -26"),
+        ({"final_norm": True, "pooling_norm": True}, r"vision\.pooling_norm: it stands in the place of final_norm"),
         ({"heads": 15}, r"vision\.heads: 15 heads do not divide a width of 1024"),
     ],
 )

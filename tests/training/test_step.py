@@ -98,6 +98,32 @@ def test_frozen_parameters_stay_bit_equal_and_have_no_optimizer_state(recipe, pa
     assert all(path.startswith(("connector/", "decoder/layers/1/")) for path in moved)
 
 
+def test_what_no_forward_pass_reads_is_not_moved(recipe, params):
+    """Weight decay would: without a gradient, AdamW still pulls a parameter to zero."""
+    vision = dataclasses.replace(recipe.system.model.vision, feature_layer=-2, pooling_norm=True)
+    models = dataclasses.replace(recipe.models, student=dataclasses.replace(recipe.models.student, vision=vision))
+    norm = {"scale": jnp.full(vision.width, 1.5), "bias": jnp.full(vision.width, 0.5)}
+    params = {**params, "vision": {**params["vision"], "pooling_norm": norm}}
+    optimizer = OptimizerConfig(learning_rate=1e-2, weight_decay=0.5, no_decay=(), warmup_ratio=0.0)
+    stage = dataclasses.replace(recipe.stages[1], trainable=("**",), optimizer=optimizer)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state, _ = run_steps(Trainer(stage, models, mesh, params), params, 1)
+    start, moved, still = (globs.flatten(tree) for tree in (params, state.trainable, state.frozen))
+    unused = {path for path in start if path.startswith(("vision/layers/1/", "vision/pooling_norm/"))}
+    assert len(unused) == 20
+    assert unused == still.keys()
+    for path in unused:
+        np.testing.assert_array_equal(still[path], start[path], err_msg=path)
+    parts = ("vision/", "connector/", "decoder/")
+    assert moved.keys() == {path for path in start.keys() - unused if path.startswith(parts)}
+    kernels = {path for path in moved if path.endswith("kernel")}
+    assert all(np.any(np.asarray(moved[path]) != np.asarray(start[path])) for path in kernels)
+
+    idle = dataclasses.replace(stage, trainable=("connector/**", "vision/layers/1/**"))
+    with pytest.raises(UserError, match=r"no parameter matches vision/layers/1/\*\*"):
+        Trainer(idle, models, mesh, params)
+
+
 def test_accumulation_is_one_global_mean(recipe, params, single):
     stage = dataclasses.replace(recipe.stages[1], accumulation=4)
     no_drop = dataclasses.replace(recipe.system.model.vision, drop_path=0.0)

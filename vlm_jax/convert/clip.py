@@ -1,18 +1,18 @@
 """CLIP's vision tower (OpenAI's ViT-L/14 and its like) as `transformers` stores it.
 
-Source: `models/clip/{configuration,modeling}_clip.py` of `transformers`. Kept is what leads to the last hidden states;
-`post_layernorm` is not on that way, it belongs to the pooled class token.
+Source: `models/clip/{configuration,modeling}_clip.py` of `transformers`. OpenCLIP's towers (ViT-H/14) are stored so.
+All of the tower is kept, `post_layernorm` of the pooled class token with it; text tower and projections are left out.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from vlm_jax.convert.fields import Fields
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, rule
-from vlm_jax.convert.vision_family import VisionFamily, read_transformer
-from vlm_jax.models.vision_transformer import VisionConfig
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from vlm_jax.convert.vision_family import VisionFamily, last_norm, read_transformer, write_processor, write_transformer
+from vlm_jax.models.vision_transformer import CLIP_MEAN, CLIP_STD, VisionConfig
 
 _OURS, _THEIRS = "vision/layers/{i}", "encoder.layers.{i}"
 
@@ -35,11 +35,21 @@ def _read(fields: Fields) -> VisionConfig:
         class_token=True,
         patch_bias=False,
         embedding_norm=True,
+        pooling_norm=True,
         layer_scale=None,
         drop_path=0.0,
-        mean=MEAN,
-        std=STD,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
     )
+
+
+def _write(vision: VisionConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        **write_transformer(vision, dtype),
+        "intermediate_size": vision.mlp_width,
+    }
 
 
 CLIP = VisionFamily(
@@ -50,12 +60,15 @@ CLIP = VisionFamily(
         rule("vision/patch_embedding/kernel", "embeddings.patch_embedding.weight", PatchKernel()),
         *norm("vision/embedding_norm", "pre_layrnorm"),  # so spelled
         *LAYERS,
+        *last_norm("post_layernorm"),
     ],
     read=_read,
+    write=_write,
+    write_processor=partial(write_processor, "CLIPImageProcessor", crop=True),
     prefix="vision_model.",
+    own_prefix="vision_model.",
     left_out=(
-        "text_model.*", "text_projection.weight", "visual_projection.weight", "logit_scale", "post_layernorm.weight",
-        "post_layernorm.bias", "embeddings.position_ids",
+        "text_model.*", "text_projection.weight", "visual_projection.weight", "logit_scale", "embeddings.position_ids",
     ),
     defaults={
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

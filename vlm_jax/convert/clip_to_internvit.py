@@ -65,12 +65,13 @@ def clip_to_internvit(
         tiles = noise_tiles(CALIBRATION_TILES, vision.image_size, seed)
     params, vision = renormalise(params, vision, IMAGENET_MEAN, IMAGENET_STD)
     tower, vision = _fold_embedding_norm(params["vision"], vision, tiles)
+    tower.pop("pooling_norm", None)  # no hidden state passes it, and an InternViT has none
     if vision.layer_scale is None:
         ones = np.ones(vision.width, tower["class_embedding"].dtype)
         scales = {"attention_scale": ones, "mlp_scale": ones}
         tower["layers"] = {number: {**layer, **scales} for number, layer in tower["layers"].items()}
         vision = dataclasses.replace(vision, layer_scale=1.0)
-    return {"vision": tower}, dataclasses.replace(vision, activation="gelu")
+    return {"vision": tower}, dataclasses.replace(vision, activation="gelu", pooling_norm=False)
 
 
 def renormalise(

@@ -90,6 +90,14 @@ class Fields:
             self.finish()
         return value
 
+    def layer(self, name: str, default: int) -> int:
+        """A field that must hold the number of a hidden state, possibly counted from the end (errors as `count`)."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            self.wrong(name, f"must be a whole number, is {value!r}")
+            self.finish()
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         """A field that must hold a positive finite number (errors as `count`)."""
         value = self[name] if default is None else self.get(name, default)

@@ -62,7 +62,8 @@ def read_vision(
 
 def not_internvit(vision: VisionConfig) -> list[str]:
     """What keeps an encoder from being an InternViT, one field an item."""
-    fixed = {"class_token": True, "patch_bias": True, "embedding_norm": False, "final_norm": False}
+    fixed = {"class_token": True, "patch_bias": True}
+    fixed |= dict.fromkeys(("embedding_norm", "final_norm", "pooling_norm"), False)
     found = {name: getattr(vision, name) for name in fixed}
     wrong = [f"{name} must be {fixed[name]}, is {value}" for name, value in found.items() if value != fixed[name]]
     if vision.layer_scale is None:
@@ -144,6 +145,8 @@ INTERNVIT = VisionFamily(
     model_types={"intern_vit_6b": ""},  # the small one's too
     rules=VISION,
     read=read_vision,
+    write=write_tower_config,
+    write_processor=write_images,
     defaults={
         "hidden_size": 3200, "intermediate_size": 12800, "num_hidden_layers": 48, "num_attention_heads": 25,
         "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "norm_type": "rms_norm", "layer_norm_eps": 1e-6,

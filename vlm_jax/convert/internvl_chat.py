@@ -85,11 +85,11 @@ def read_config(config: Mapping[str, Any], beside: Mapping[str, Any], where: str
     fields = Fields(config, where)
     vision_fields, text_fields = fields.part("vision_config"), fields.part("llm_config")
     family = family_of(config["llm_config"], f"{where}: llm_config")
-    for name, value, default in (("ps_version", "v2", "v1"), ("select_layer", -1, -1), ("pad2square", False, False)):
+    for name, value, default in (("ps_version", "v2", "v1"), ("pad2square", False, False)):
         fields.need(name, value, default)
     for name in ("use_backbone_lora", "use_llm_lora"):
         fields.need(name, 0, 0)
-    vision = read_vision(vision_fields)
+    vision = dataclasses.replace(read_vision(vision_fields), feature_layer=fields.layer("select_layer", -1))
     size = fields.get("force_image_size", vision.image_size)
     if size != vision.image_size:
         fields.wrong("force_image_size", f"is {size}, but vision_config.image_size is {vision.image_size}")
@@ -153,7 +153,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
         "use_thumbnail": layout.thumbnail,
         "pad2square": False,
         "ps_version": "v2",
-        "select_layer": -1,
+        "select_layer": system.model.vision.feature_layer,
         **write_prompt(system),
         "template": {ours: theirs for theirs, ours in _TEMPLATES.items()}[system.template],
         "tie_word_embeddings": decoder.tie_embeddings,

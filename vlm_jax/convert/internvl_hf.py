@@ -15,7 +15,7 @@ from typing import Any
 from vlm_jax.convert.decoders import LLAMA, PHI3, QWEN2, QWEN3, DecoderFamily, family_for, family_named
 from vlm_jax.convert.fields import Fields, activation_name
 from vlm_jax.convert.images import read_statistics
-from vlm_jax.convert.internvit import not_internvit, read_vision
+from vlm_jax.convert.internvit import not_internvit, read_vision, write_images
 from vlm_jax.convert.processors import SETTINGS, processor_files, read_layout, read_settings
 from vlm_jax.convert.prompts import read_prompt, write_prompt
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
@@ -108,38 +108,56 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
         "image_seq_length": system.model.tokens_per_tile,
         "downsample_ratio": 1 / connector.factor,
         "projector_hidden_act": "gelu",
-        "vision_feature_layer": -1,
+        "vision_feature_layer": vision.feature_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": decoder.tie_embeddings,
         "template": system.template,
         **write_prompt(system),
-        "vision_config": {
-            "model_type": "internvl_vision",
-            "hidden_size": vision.width,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_width,
-            "hidden_act": activation_name(vision.activation),
-            "attention_bias": vision.qkv_bias,
-            "use_qk_norm": vision.qk_norm == "full",
-            "norm_type": vision.norm,
-            "layer_norm_eps": vision.norm_eps,
-            "image_size": [vision.image_size] * 2,
-            "patch_size": [vision.patch_size] * 2,
-            "num_channels": 3,
-            "layer_scale_init_value": vision.layer_scale,
-            "drop_path_rate": vision.drop_path,
-            "use_absolute_position_embeddings": True,
-            "use_mask_token": False,
-            # Makes the norm after the last layer an identity: InternViT has none.
-            "use_mean_pooling": True,
-            "attention_dropout": 0.0,
-            "projection_dropout": 0.0,
-            "hidden_dropout_prob": 0.0,
-            "initializer_range": 0.02,
-        },
+        "vision_config": _write_encoder(vision),
         "text_config": family.write(decoder, stop_id=stop_id, pad_id=pad_id, dtype=dtype),
     }
+
+
+def _write_encoder(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "model_type": "internvl_vision",
+        "hidden_size": vision.width,
+        "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.heads,
+        "intermediate_size": vision.mlp_width,
+        "hidden_act": activation_name(vision.activation),
+        "attention_bias": vision.qkv_bias,
+        "use_qk_norm": vision.qk_norm == "full",
+        "norm_type": vision.norm,
+        "layer_norm_eps": vision.norm_eps,
+        "image_size": [vision.image_size] * 2,
+        "patch_size": [vision.patch_size] * 2,
+        "num_channels": 3,
+        "layer_scale_init_value": vision.layer_scale,
+        "drop_path_rate": vision.drop_path,
+        "use_absolute_position_embeddings": True,
+        "use_mask_token": False,
+        # Makes the norm after the last layer an identity: InternViT has none.
+        "use_mean_pooling": True,
+        "attention_dropout": 0.0,
+        "projection_dropout": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+    }
+
+
+def _write_alone(vision: VisionConfig, dtype: str) -> dict[str, Any]:
+    if wrong := _not_here(vision):
+        raise UserError(f"model.vision cannot be stored as an internvl_vision: {'; '.join(wrong)}")
+    return {"architectures": ["InternVLVisionModel"], "torch_dtype": dtype, **_write_encoder(vision)}
+
+
+def _not_here(vision: VisionConfig) -> list[str]:
+    """What keeps an encoder from being an `InternVLVisionModel`, one field an item."""
+    wrong = not_internvit(vision)
+    if vision.qk_norm == "full" and vision.norm_eps != 1e-6:  # fixed in code
+        wrong.append(f"norm_eps must be 1e-06, is {vision.norm_eps}")
+    return wrong
 
 
 def _check_expressible(system: System) -> DecoderFamily:
@@ -150,10 +168,8 @@ def _check_expressible(system: System) -> DecoderFamily:
         "layout.thumbnail": (system.layout.thumbnail, True),
         "model.connector.norm_eps": (system.model.connector.norm_eps, 1e-5),
     }
-    if vision.qk_norm == "full":
-        fixed["model.vision.norm_eps"] = (vision.norm_eps, 1e-6)
     wrong = [f"{name} must be {needed!r}, is {value!r}" for name, (value, needed) in fixed.items() if value != needed]
-    wrong += [f"model.vision.{problem}" for problem in not_internvit(vision)]
+    wrong += [f"model.vision.{problem}" for problem in _not_here(vision)]
     if family is None:
         wrong.append("model.decoder has biases, norms or a rope scaling that none of its decoders has together")
     if wrong:
@@ -182,11 +198,14 @@ def read_config(config: Mapping[str, Any], images: Mapping[str, Any], where: str
     encoder, text = fields.part("vision_config"), fields.part("text_config")
     family = family_of(config["text_config"], f"{where}: text_config")
     fields.need("projector_hidden_act", "gelu", "gelu")
-    fields.need("vision_feature_layer", -1, -1)
     fields.need("vision_feature_select_strategy", "default", "default")
     stored = _read_encoder(encoder)
     layout = read_layout(images, stored.image_size, f"{where}: {SETTINGS}")
-    vision = dataclasses.replace(stored, **read_statistics(images, f"{where}: {SETTINGS}"))
+    vision = dataclasses.replace(
+        stored,
+        feature_layer=fields.layer("vision_feature_layer", -1),
+        **read_statistics(images, f"{where}: {SETTINGS}"),
+    )
     model = VLMConfig(
         vision=vision,
         connector=PixelShuffleMLPConfig(factor=round(1 / fields.number("downsample_ratio", 0.5))),
@@ -210,6 +229,8 @@ INTERNVL_VISION = VisionFamily(
     model_types={"internvl_vision": ""},
     rules=[dataclasses.replace(r, key=r.key.removeprefix("vision_tower.")) for r in VISION],
     read=_read_encoder,
+    write=_write_alone,
+    write_processor=write_images,
     defaults={
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
         "image_size": 448, "patch_size": 14, "hidden_act": "gelu", "norm_type": "layer_norm", "layer_norm_eps": 1e-6,

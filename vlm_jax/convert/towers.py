@@ -1,4 +1,4 @@
-"""Vision towers on their own: any family's folder in, an InternViT's folder out."""
+"""Vision towers on their own: folders of any family, in and out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vlm_jax import globs
 from vlm_jax.convert import table
 from vlm_jax.convert.clip import CLIP
 from vlm_jax.convert.clip_to_internvit import clip_to_internvit
+from vlm_jax.convert.dinov2 import DINOV2
 from vlm_jax.convert.fields import CONFIG, IMAGES
 from vlm_jax.convert.folders import select, shapes_of
 from vlm_jax.convert.images import read_size, read_statistics
-from vlm_jax.convert.internvit import INTERNVIT, write_images, write_tower_config
+from vlm_jax.convert.internvit import INTERNVIT
 from vlm_jax.convert.internvl_hf import INTERNVL_VISION
 from vlm_jax.convert.lazy import materialise
-from vlm_jax.convert.positions import resize_positions
 from vlm_jax.convert.processors import read_settings
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
 from vlm_jax.convert.siglip import SIGLIP
@@ -27,9 +27,10 @@ from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.convert.workdirs import open_model
 from vlm_jax.errors import UserError
 from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
+from vlm_jax.models.positions import resize_positions
 from vlm_jax.models.vision_transformer import VisionConfig, init_tower
 
-FAMILIES: tuple[VisionFamily, ...] = (INTERNVIT, INTERNVL_VISION, CLIP, SIGLIP)
+FAMILIES: tuple[VisionFamily, ...] = (INTERNVIT, INTERNVL_VISION, CLIP, SIGLIP, DINOV2)
 
 _POSITIONS = "vision/position_embedding"
 
@@ -37,9 +38,13 @@ _POSITIONS = "vision/position_embedding"
 def open_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[str, Any], VisionConfig]:
     """Opens a vision tower; text towers, projections and pooling heads stored beside it are passed over.
 
+    All of the tower is held, a norm that only pooled features pass too. What is handed on is what the release calls its
+    last hidden states; `dataclasses.replace(vision, feature_layer=-2)` takes others from the same parameters.
+
     Args:
       folder: `config.json`, safetensors, and possibly `preprocessor_config.json`, whose mean, standard deviation and
-        size go before those of the family and of `config.json`.
+        size go before those of the family and of `config.json` (the size not with DINOv2, whose releases have an image
+        processor for smaller images than their table of positions).
       image_size: side in pixels of the images that the tower is to see; it goes before what the folder says.
         Positions are interpolated where the grid of patches becomes another (`resize_positions`).
 
@@ -59,7 +64,8 @@ def open_tower(folder: str | Path, image_size: int | None = None) -> tuple[dict[
     stored = family.read_config(config, str(folder / CONFIG))
     params = globs.flatten(open_params(folder, family.rules, tower_shapes(stored), family.rename, family.leaves_out))
     images, where = read_settings(folder, required=False), str(folder / IMAGES)
-    size = image_size or read_size(images, where) or stored.image_size
+    processed = read_size(images, where) if family.sized_by_processor else None
+    size = image_size or processed or stored.image_size
     vision = dataclasses.replace(stored, image_size=size, **read_statistics(images, where))
     positions = np.asarray(params[_POSITIONS])
     params[_POSITIONS] = resize_positions(positions, stored.grid, vision.grid, vision.class_token)
@@ -122,31 +128,35 @@ def write_tower(
     vision: VisionConfig,
     dtype: str = "float32",
     *,
+    family: VisionFamily = INTERNVIT,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes an InternViT as a folder of its own, in the layout of OpenGVLab's releases: all of it or nothing.
+    """Writes a tower as a folder of its own, in the layout of its family: all of it or nothing.
 
-    The code of those releases is not written (its classes are named in `auto_map`, as there); `read_tower` and
-    InternVL's own code read the folder.
+    `read_tower` reads the folder, and `transformers` does; an InternViT's is laid out as OpenGVLab's releases, for
+    InternVL's own code, which is not written (its classes are named in `auto_map`, as there). What a family's folder
+    cannot say is not in it: drop path, and which hidden state is handed on.
 
     Args:
       folder: written aside and renamed at the end.
       params: nested dict of arrays with the part `vision`; other parts are left out.
       vision: what they are the parameters of.
       dtype: of the written weights, a key of `DTYPES`.
+      family: one of `FAMILIES`.
       overwrite: replace what is there.
       shard_bytes: largest size of a weight file.
       progress: called for every tensor.
 
     Raises:
-      UserError: the folder exists, the tower is no InternViT, parameters do not fit the config, or the disk is full.
+      UserError: the folder exists, the tower is none of the family, parameters do not fit the config, or the disk is
+        full.
     """
     folder = Path(folder)
-    config = write_tower_config(vision, dtype)
+    config = family.write_config(vision, dtype)
     chosen = select(params, tower_shapes(vision), str(folder))
     with new_folder(folder, overwrite=overwrite) as aside:
-        write_params(aside, INTERNVIT.rules, chosen, dtype, shard_bytes, progress)
+        write_params(aside, table.prefixed(family.own_prefix, family.rules), chosen, dtype, shard_bytes, progress)
         write_json(aside / CONFIG, config)
-        write_json(aside / IMAGES, write_images(vision))
+        write_json(aside / IMAGES, family.write_processor(vision))

@@ -1,7 +1,7 @@
-"""One pre-norm vision transformer with learned positions: InternViT, CLIP's ViT and SigLIP's are settings of it.
+"""One pre-norm vision transformer with learned positions: InternViT, CLIP's, SigLIP's, DINOv2's are settings of it.
 
-Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/InternVL; `models/{clip,siglip}/` of
-`transformers`.
+Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/InternVL; `models/{clip,siglip,dinov2}/`
+of `transformers`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from vlm_jax.config import config_class
 from vlm_jax.errors import UserError
 from vlm_jax.models.attention import Attention, AttentionShape, Side
 from vlm_jax.models.layers import MLP, Activation, Compute, Linear, Norm, NormKind
+from vlm_jax.models.positions import resize_positions
 from vlm_jax.models.stack import init_layers, run_layers
 from vlm_jax.sharding import constrain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @config_class
@@ -34,28 +37,35 @@ class VisionConfig:
 
     What differs between the towers that are released:
 
-    | | InternViT-300M | InternViT-6B | CLIP | SigLIP |
-    |---|---|---|---|---|
-    | `norm`, `qk_norm`, `qkv_bias` | LayerNorm, none, yes | RMSNorm, full, no | LayerNorm, none, yes | as CLIP |
-    | `activation` | `gelu` | `gelu` | `quick_gelu` | `gelu_tanh` |
-    | `class_token`, `patch_bias` | yes, yes | yes, yes | yes, no | no, yes |
-    | `embedding_norm`, `final_norm` | no, no | no, no | yes, no | no, yes |
-    | `layer_scale` | 1.0 | 0.1 | None | None |
-    | `mean`, `std` | ImageNet's | ImageNet's | CLIP's own | 0.5 |
+    | | InternViT-300M | InternViT-6B | CLIP | SigLIP | DINOv2 |
+    |---|---|---|---|---|---|
+    | `norm`, `qk_norm`, `qkv_bias` | LayerNorm, none, yes | RMSNorm, full, no | as 300M | as 300M | as 300M |
+    | `activation` | `gelu` | `gelu` | `quick_gelu`, OpenCLIP's `gelu` | `gelu_tanh` | `gelu` |
+    | `class_token`, `patch_bias` | yes, yes | yes, yes | yes, no | no, yes | yes, yes |
+    | `embedding_norm` | no | no | yes | no | no |
+    | norm behind the last layer | none | none | `pooling_norm` | `final_norm` | `final_norm` |
+    | `layer_scale` | 1.0 | 0.1 | None | None | 1.0 |
+    | `mean`, `std` | ImageNet's | ImageNet's | CLIP's own | 0.5 | ImageNet's |
 
     Attributes:
       image_size, patch_size: side of a tile and of a patch, in pixels. Pixels right and below that make no whole patch
-        are not seen (SigLIP's 384 = 27 * 14 + 6), as by a convolution without padding.
+        are not seen (SigLIP's 384 = 27 * 14 + 6), as by a convolution without padding. The table of positions is one
+        for tiles of this size; for others it is interpolated (the tower's `grid`).
       width, depth, heads, mlp_width: as usual; head_dim is width / heads.
       norm, norm_eps: of every norm.
       activation: of the MLPs.
       qkv_bias, qk_norm: bias on q, k, v; RMSNorm over the full width of q and of k.
       layer_scale: initial value of the learned vectors that multiply each residual branch; None for none.
-      drop_path: rate at the last layer; layers rise linearly from 0 (training only).
+      drop_path: rate at the last of `depth` layers; layers rise linearly from 0 (training only).
       class_token: a learned token, with a position of its own, stands before the patches.
       patch_bias: bias of the patch embedding.
       embedding_norm: a norm of patches plus positions before the first layer (CLIP's `pre_layrnorm`).
-      final_norm: a norm of all tokens after the last layer (SigLIP's `post_layernorm`; CLIP's belongs to its pooling).
+      final_norm: a norm of all tokens after the last layer (SigLIP's `post_layernorm`, DINOv2's `layernorm`).
+      pooling_norm: in its place, a norm that the release has after the last layer for what it pools, and that no
+        feature passes (CLIP's `post_layernorm`). Its parameters are held, so that nothing of a release is lost.
+      feature_layer: which hidden state is handed on, counted as in `hidden_states` of `transformers`: 0 is what enters
+        the first layer, k the output of layer k (from 1), -1 that of the last, -2 of the last but one (LLaVA's). Layers
+        behind it are held, but not run; `final_norm` is part of -1 alone.
       position_waves: amplitude of `waves` in the initial values of the learned positions. Where a tower begins from
         nothing it learns sooner where things are; what is loaded into it knows nothing of this.
       mean, std: of each channel, for pixels in 0..1; what enters the patch embedding is (pixel - mean) / std.
@@ -79,6 +89,8 @@ class VisionConfig:
     patch_bias: bool = True
     embedding_norm: bool = False
     final_norm: bool = False
+    pooling_norm: bool = False
+    feature_layer: int = -1
     position_waves: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -88,6 +100,13 @@ class VisionConfig:
             raise UserError(f"vision.heads: {self.heads} heads do not divide a width of {self.width}")
         if not 1 <= self.patch_size <= self.image_size:
             raise UserError(f"vision.patch_size: must lie in 1..image_size ({self.image_size}), got {self.patch_size}")
+        if not -self.depth - 1 <= self.feature_layer <= self.depth:
+            allowed = f"{-self.depth - 1}..{self.depth}"
+            raise UserError(
+                f"vision.feature_layer: must lie in {allowed} ({self.depth} layers), got {self.feature_layer}"
+            )
+        if self.final_norm and self.pooling_norm:
+            raise UserError("vision.pooling_norm: it stands in the place of final_norm, not beside it")
         if not 0 <= self.position_waves < math.inf:
             raise UserError(f"vision.position_waves: must be finite and at least 0, got {self.position_waves}")
         if min(self.std) <= 0:
@@ -112,6 +131,27 @@ class VisionConfig:
     def tokens(self) -> int:
         """Tokens of a tile inside the transformer (N1): its patches and the class token, if there is one."""
         return self.first_patch + self.patches
+
+    @property
+    def layers_run(self) -> int:
+        """How many of the layers lie before the hidden state that is handed on."""
+        return self.feature_layer % (self.depth + 1)
+
+    @property
+    def last_norm(self) -> str | None:
+        """Name of the norm behind the last layer; None where there is none."""
+        return "final_norm" if self.final_norm else "pooling_norm" if self.pooling_norm else None
+
+    @property
+    def normed(self) -> bool:
+        """Whether what is handed on has passed the norm behind the last layer."""
+        return self.final_norm and self.layers_run == self.depth
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Globs, below `vision/`, of parameters that are held for the release's sake: no forward pass reads them."""
+        layers = tuple(f"layers/{i}/**" for i in range(self.layers_run, self.depth))
+        return layers if self.last_norm is None or self.normed else (*layers, f"{self.last_norm}/*")
 
     def module(self, compute: Compute) -> VisionTransformer:
         """The network."""
@@ -152,36 +192,53 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, patches: UInt8[Array, "M N PP3"], *, drop_key: jax.Array | None = None, capture: int = 0
+        self,
+        patches: UInt8[Array, "M N PP3"],
+        *,
+        grid: tuple[int, int] | None = None,
+        drop_key: jax.Array | None = None,
+        capture: int = 0,
     ) -> tuple[Float[Array, "M N1 D"], list[jax.Array]]:
         """Encodes M tiles.
 
         Args:
           patches: raw bytes; normalised here with the config's mean and standard deviation.
+          grid: patches down and across in every tile, where that is not the config's grid: positions are interpolated
+            then, as by `interpolate_pos_encoding` in `transformers`.
           drop_key: turns drop path on (training).
-          capture: how many of the last layers' outputs to return.
+          capture: how many of the last layers' outputs to return, of those that are run.
 
         Returns:
-          The last hidden states [M, N1, D], and the outputs of the last `capture` layers, without any final norm.
+          The hidden states [M, N1, D] of the config's `feature_layer`, and the outputs of the last `capture` layers
+          before it, without any final norm.
+
+        Raises:
+          ValueError: there are more or fewer patches than the grid has.
         """
         c, dtype = self.config, self.compute.dtype
+        down, across = grid or (c.grid, c.grid)
+        if patches.shape[1] != down * across:
+            raise ValueError(f"{patches.shape[1]} patches of a tile are not a grid of {down} x {across}")
         x = normalise(patches, c.mean, c.std)
         x = Linear((c.width,), use_bias=c.patch_bias, dtype=dtype, name="patch_embedding")(x)
         if c.class_token:
             token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, c.width)), x], axis=1)
         positions = self.param("position_embedding", _init_positions, c)
+        positions = resize_positions(positions, c.grid, (down, across), c.class_token)
         x = constrain(x + positions.astype(x.dtype), "batch", None, None)
         if c.embedding_norm:
             x = Norm(c.norm, c.norm_eps, dtype, name="embedding_norm")(x)
         layer = VisionLayer(c, self.compute, parent=None)
         params = self.param("layers", lambda key: init_layers(key, layer, c.depth, x, Side()))
+        params = {str(i): params[str(i)] for i in range(c.layers_run)}
         residual = None
         if drop_key is not None and c.drop_path > 0:
-            residual = drop_path_factors(drop_key, c.depth, c.drop_path, x.shape[0])
+            residual = drop_path_factors(drop_key, c.depth, c.drop_path, x.shape[0])[: c.layers_run]
         x, _, captured = run_layers(layer, params, x, Side(), self.compute, residual=residual, capture=capture)
-        if c.final_norm:
-            x = Norm(c.norm, c.norm_eps, dtype, name="final_norm")(x)
+        if c.normed or (c.last_norm and self.is_initializing()):  # parameters are made of what is not used, too
+            normed = Norm(c.norm, c.norm_eps, dtype, name=c.last_norm)(x)
+            x = normed if c.normed else x
         return x, captured
 
 

@@ -49,6 +49,14 @@ class Models:
         vision = dataclasses.replace(self.student.vision, drop_path=rate)
         return dataclasses.replace(self, student=dataclasses.replace(self.student, vision=vision))
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Globs of parameters that no forward pass reads: they are held for their release's sake, and never trained."""
+        towers = {"vision": self.student.vision}
+        if self.teacher is not None:
+            towers["teacher/vision"] = self.teacher.vision
+        return tuple(f"{part}/{glob}" for part, vision in towers.items() for glob in vision.unused)
+
     def vlm(self, speaker: Speaker, params: Params) -> tuple[VLMConfig, Params]:
         """The student or the teacher as a whole model, and its own of the run's parameters."""
         if speaker == "teacher":

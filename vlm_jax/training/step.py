@@ -35,8 +35,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, optimizer steps done in this stage.
       trainable: float32 parameters that the stage's globs name.
-      frozen: the other parameters that its objective reads, in the compute dtype; the very arrays that a stage was
-        given, where they are in it already.
+      frozen: the other parameters of the parts that its objective reads, in the compute dtype; the very arrays that a
+        stage was given, where they are in it already.
       optimizer: optax state of `trainable` alone.
     """
 
@@ -76,7 +76,7 @@ class Step:
         Raises:
           UserError: a glob, or all together, match no parameter.
         """
-        read = {part: tree for part, tree in params.items() if part in self.objective.parts}
+        read, _ = self._read(params)
         globs.check(read, (glob.removeprefix("!") for glob in self.trainable), "trainable")
         globs.check(read, (glob for glob, _ in self.optimizer.multipliers), "optimizer.multipliers")
         trainable, _ = split_trainable(read, self.trainable)
@@ -86,9 +86,14 @@ class Step:
         return TrainState(jnp.zeros((), jnp.int32), trainable, self.frozen(params), optimizer)
 
     def frozen(self, params: Params) -> dict[str, Any]:
-        """Of `params` what the objective reads and does not train; what has the compute dtype is no copy."""
-        read = {part: tree for part, tree in params.items() if part in self.objective.parts}
-        return cast(split_trainable(read, self.trainable)[1], self.models.compute.dtype)
+        """Of the objective's parts what it does not train; what has the compute dtype is no copy."""
+        read, unused = self._read(params)
+        return cast(merge(split_trainable(read, self.trainable)[1], unused), self.models.compute.dtype)
+
+    def _read(self, params: Params) -> tuple[Params, Params]:
+        """The parts that the objective reads, and of them what no forward pass reads: weight decay would move it."""
+        parts = {part: tree for part, tree in params.items() if part in self.objective.parts}
+        return split_trainable(parts, ("**", *(f"!{glob}" for glob in self.models.unused)))
 
     def run(
         self, moving: TrainState, frozen: Params, batch: Batch, key: jax.Array, rate: jax.Array

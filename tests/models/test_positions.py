@@ -1,8 +1,10 @@
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from vlm_jax.convert.positions import resize_positions
+from vlm_jax.models.positions import resize_positions
 
 
 def table(grid, class_token=True, seed=0):
@@ -23,9 +25,32 @@ def test_equal_to_torch(old, new):
     np.testing.assert_allclose(found[1:], expected[0].reshape(6, -1).T, rtol=0, atol=1e-6)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(("old", "new"), [((4, 4), (3, 5)), ((3, 5), (6, 4)), ((2, 8), (4, 4))])
+def test_grids_that_are_not_square_and_jax(old, new):
+    torch = pytest.importorskip("torch")
+    rows, columns = old
+    given = 0.1 * np.random.default_rng(0).standard_normal((1 + rows * columns, 6)).astype(np.float32)
+    image = torch.tensor(given[1:].T.reshape(1, 6, *old), requires_grad=True)
+    expected = torch.nn.functional.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    expected.square().sum().backward()
+    found = resize_positions(given, old, new, class_token=True)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found[1:], expected.detach()[0].reshape(6, -1).T, rtol=0, atol=1e-6)
+
+    def squares(x):
+        resized = resize_positions(x, old, new, class_token=True)
+        return jnp.sum(resized[1:] ** 2), resized
+
+    gradient, resized = jax.jit(jax.grad(squares, has_aux=True))(given)
+    np.testing.assert_allclose(resized, found, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(gradient[1:], image.grad[0].reshape(6, -1).T, rtol=0, atol=2e-6)
+    assert not gradient[0].any()
+
+
 def test_equal_grids_change_nothing():
     given = table(5)
-    assert resize_positions(given, 5, 5, class_token=True) is given
+    assert resize_positions(given, 5, (5, 5), class_token=True) is given
 
 
 def test_without_class_token_and_in_half_precision():

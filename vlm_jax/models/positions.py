@@ -1,23 +1,34 @@
-"""Learned positions of a vision tower for another size of image."""
+"""Learned positions of a vision tower for another grid of patches, on the host or inside a forward pass."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+
+Grid = int | tuple[int, int]
+"""Patches down and across; one number stands for both."""
+
+Table = TypeVar("Table", np.ndarray, jax.Array)
 
 _A = np.float32(-0.75)
 """Keys' parameter of the cubic kernel, as PyTorch has it (Pillow and JAX have -0.5)."""
 
 
-def resize_positions(table: np.ndarray, old_grid: int, new_grid: int, class_token: bool) -> np.ndarray:
+def resize_positions(table: Table, old_grid: Grid, new_grid: Grid, class_token: bool) -> Table:
     """A position table for another grid of patches, by bicubic interpolation.
 
     The rule is that of InternViT's `resize_pos_embeddings` and of `interpolate_pos_encoding` in `transformers`:
     PyTorch's `interpolate(mode="bicubic", align_corners=False)` in float32, without antialiasing.
 
     Args:
-      table: [N1, D], any float dtype: the class token's position first, if there is one, then the grid row by row.
-      old_grid, new_grid: patches along a side.
+      table: [N1, D], any float dtype: the class token's position first, if there is one, then the grid row by row. A
+        NumPy array is resized by NumPy, on the host; a JAX array by JAX, in full float32, and can be differentiated.
+      old_grid, new_grid: patches down and across.
       class_token: whether the first row belongs to the class token; it stays as it is.
 
     Returns:
@@ -26,19 +37,26 @@ def resize_positions(table: np.ndarray, old_grid: int, new_grid: int, class_toke
     Raises:
       ValueError: the table has another number of rows.
     """
+    old, new = _pair(old_grid), _pair(new_grid)
     first = int(class_token)
-    if len(table) != first + old_grid**2:
-        raise ValueError(f"a table of {len(table)} positions is not one of {first} + {old_grid} x {old_grid}")
-    if old_grid == new_grid:
+    if len(table) != first + old[0] * old[1]:
+        raise ValueError(f"a table of {len(table)} positions is not one of {first} + {old[0]} x {old[1]}")
+    if old == new:
         return table
-    weights = _cubic_weights(old_grid, new_grid)
-    grid = rearrange(table[first:].astype(np.float32), "(h w) d -> h w d", h=old_grid)
-    across = np.einsum("vw,hwd->hvd", weights, grid)
-    resized = rearrange(np.einsum("uh,hvd->uvd", weights, across), "h w d -> (h w) d")
-    return np.concatenate([table[:first], resized.astype(table.dtype)])
+    einsum, concatenate = np.einsum, np.concatenate
+    if isinstance(table, jax.Array):
+        einsum, concatenate = partial(jnp.einsum, precision="highest"), jnp.concatenate
+    down, across = (cubic_weights(*sizes) for sizes in zip(old, new, strict=True))
+    grid = rearrange(table[first:].astype(np.float32), "(h w) d -> h w d", h=old[0])
+    resized = einsum("uh,hvd->uvd", down, einsum("vw,hwd->hvd", across, grid))
+    return concatenate([table[:first], rearrange(resized, "h w d -> (h w) d").astype(table.dtype)])
 
 
-def _cubic_weights(old: int, new: int) -> np.ndarray:
+def _pair(grid: Grid) -> tuple[int, int]:
+    return (grid, grid) if isinstance(grid, int) else grid
+
+
+def cubic_weights(old: int, new: int) -> np.ndarray:
     """float32 [new, old]: what each old place along one axis counts for each new one; outside, the border repeats.
 
     Every step is rounded to float32 as PyTorch rounds it: the places of 24 in 32 are not exact in it.
