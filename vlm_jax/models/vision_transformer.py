@@ -6,6 +6,7 @@ Facts: `modeling_intern_vit.py` and `configuration_intern_vit.py` of OpenGVLab/I
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -112,6 +113,10 @@ class VisionConfig:
     def tokens(self) -> int:
         """Tokens of a tile inside the transformer (N1): its patches and the class token, if there is one."""
         return self.first_patch + self.patches
+
+    def resized(self, side: int) -> VisionConfig:
+        """The same transformer for tiles of `side` pixels."""
+        return dataclasses.replace(self, image_size=side)
 
     def module(self, compute: Compute) -> VisionTransformer:
         """The network."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -30,6 +32,10 @@ class Stage:
       name: shown in logs and reports; unique in the recipe.
       objective: what is minimised.
       trainable: ordered path globs, '!' takes back, last match wins; all else is frozen and has no optimizer state.
+      tune_from_layer: part -> number of the first of its layers that trains, of which then nothing else does: no
+        embedding and no last norm (`tune_vision_tower_from_layer` of TinyLLaVA_Factory).
+      image_size: side of the tiles in this stage, in pixels; the system's own when None. Learned positions are
+        interpolated when a stage begins with another size than the one before had, and trained on from there.
       steps: optimizer steps.
       epochs: in place of `steps`, how often the mixture is gone through.
       accumulation: micro-batches that one step is made of (the batch's rows are split among them).
@@ -48,6 +54,8 @@ class Stage:
     loss_reduction: LossReduction = "token"
     accumulation: int = 1
     drop_path: float | None = None
+    tune_from_layer: dict[str, int] = dataclasses.field(default_factory=dict)
+    image_size: int | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -63,6 +71,17 @@ class Stage:
                 f"config.stages '{self.name}': accumulation ({self.accumulation}) must be at least 1 and divide "
                 f"data.rows ({self.data.rows})"
             )
+        if any(first < 0 for first in self.tune_from_layer.values()):
+            raise UserError(f"config.stages '{self.name}': tune_from_layer: must be at least 0, {self.tune_from_layer}")
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """`trainable`, and behind it the globs of `tune_from_layer`."""
+        parts = self.tune_from_layer.items()
+        return (
+            *self.trainable,
+            *(glob for part, n in parts for glob in (f"!{part}/**", f"{part}/layers/{{{n}..}}/**")),
+        )
 
 
 @config_class
@@ -210,7 +229,14 @@ class Recipe:
                 ours, its = getattr(vision, name), getattr(self.teacher.vision, name)
                 if ours != its:
                     raise UserError(f"config.teacher.vision.{name} is {its}, config.system.model.vision.{name} {ours}")
+        if self.stages and self.stages[-1].image_size not in (None, vision.image_size):
+            raise UserError(
+                f"config.stages[{len(self.stages) - 1}].image_size: the last stage must have the system's own, "
+                f"{vision.image_size}, got {self.stages[-1].image_size}"
+            )
         for i, stage in enumerate(self.stages):
+            if stage.image_size is not None:
+                with_field(f"config.stages[{i}].image_size", system.resized, stage.image_size)
             longest = system.model.decoder.context
             if (stage.data.tokens or 0) > longest:
                 raise UserError(
@@ -218,11 +244,29 @@ class Recipe:
                     f"{longest} (config.system.model.decoder.max_tokens)"
                 )
 
-    @property
-    def models(self) -> Models:
-        """The models that objectives work on."""
+    def system_in(self, stage: Stage) -> System:
+        """The system as it is while a stage trains, which may show it images at another size."""
         assert self.system is not None, "the recipe's system was not taken from its start"
-        return Models(self.system.model, self.teacher, self.compute)
+        return self.system if stage.image_size is None else self.system.resized(stage.image_size)
+
+    def models_in(self, stage: Stage) -> Models:
+        """The models that a stage's objective works on."""
+        teacher = self.teacher
+        if teacher is not None and stage.image_size is not None:
+            teacher = dataclasses.replace(teacher, vision=teacher.vision.resized(stage.image_size))
+        return Models(self.system_in(stage).model, teacher, self.compute)
+
+
+def with_field(field: str, function: Callable[[Any], Any], value: Any) -> Any:
+    """Calls `function(value)`; what is wrong with it is told with the name of the field.
+
+    Raises:
+      UserError: as the function.
+    """
+    try:
+        return function(value)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def recipe_config(**fields: Any) -> Any:
