@@ -77,11 +77,8 @@ class Stage:
     @property
     def rules(self) -> tuple[str, ...]:
         """`trainable`, and behind it the globs of `tune_from_layer`."""
-        parts = self.tune_from_layer.items()
-        return (
-            *self.trainable,
-            *(glob for part, n in parts for glob in (f"!{part}/**", f"{part}/layers/{{{n}..}}/**")),
-        )
+        from_layers = ((f"!{part}/**", f"{part}/layers/{{{n}..}}/**") for part, n in self.tune_from_layer.items())
+        return (*self.trainable, *(glob for globs in from_layers for glob in globs))
 
 
 @config_class
