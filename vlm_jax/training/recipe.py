@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -36,6 +35,7 @@ class Stage:
         embedding and no last norm (`tune_vision_tower_from_layer` of TinyLLaVA_Factory).
       image_size: side of the tiles in this stage, in pixels; the system's own when None. Learned positions are
         interpolated when a stage begins with another size than the one before had, and trained on from there.
+      template: prompt format of this stage; the system's own when None (LLaVA aligns on captions with no prompt).
       steps: optimizer steps.
       epochs: in place of `steps`, how often the mixture is gone through.
       accumulation: micro-batches that one step is made of (the batch's rows are split among them).
@@ -56,6 +56,7 @@ class Stage:
     drop_path: float | None = None
     tune_from_layer: dict[str, int] = dataclasses.field(default_factory=dict)
     image_size: int | None = None
+    template: str | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -232,8 +233,10 @@ class Recipe:
                 f"{vision.image_size}, got {self.stages[-1].image_size}"
             )
         for i, stage in enumerate(self.stages):
-            if stage.image_size is not None:
-                with_field(f"config.stages[{i}].image_size", system.resized, stage.image_size)
+            try:
+                self.system_in(stage)
+            except UserError as error:
+                raise UserError(f"config.stages[{i}]: {error}") from None
             longest = system.model.decoder.context
             if (stage.data.tokens or 0) > longest:
                 raise UserError(
@@ -242,9 +245,14 @@ class Recipe:
                 )
 
     def system_in(self, stage: Stage) -> System:
-        """The system as it is while a stage trains, which may show it images at another size."""
+        """The system as it is while a stage trains, which may show it images at another size or in another prompt.
+
+        Raises:
+          UserError: naming the field of the stage that does not fit.
+        """
         assert self.system is not None, "the recipe's system was not taken from its start"
-        return self.system if stage.image_size is None else self.system.resized(stage.image_size)
+        system = self.system if stage.image_size is None else self.system.resized(stage.image_size)
+        return system if stage.template is None else dataclasses.replace(system, template=stage.template)
 
     def models_in(self, stage: Stage) -> Models:
         """The models that a stage's objective works on."""
@@ -252,18 +260,6 @@ class Recipe:
         if teacher is not None and stage.image_size is not None:
             teacher = dataclasses.replace(teacher, vision=teacher.vision.resized(stage.image_size))
         return Models(self.system_in(stage).model, teacher, self.compute)
-
-
-def with_field(field: str, function: Callable[[Any], Any], value: Any) -> Any:
-    """Calls `function(value)`; what is wrong with it is told with the name of the field.
-
-    Raises:
-      UserError: as the function.
-    """
-    try:
-        return function(value)
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
 
 
 def recipe_config(**fields: Any) -> Any:
