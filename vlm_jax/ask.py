@@ -37,7 +37,10 @@ class Questions:
     def __call__(self, config: VLMConfig, params: Mapping[str, Any]) -> Answers:
         """Asks them all at once. A model of the same shape compiles nothing the second time."""
         settings = self._recipe.evaluation
-        system = dataclasses.replace(self._recipe.system, model=config)
+        system = self._recipe.system
+        if config.vision.image_size != system.model.vision.image_size:  # a stage's own
+            system = system.resized(config.vision.image_size)
+        system = dataclasses.replace(system, model=config)
         model = Model(system, on_one_cpu(params), self._tokenizer)
         result = evaluate(
             lambda conversations: model.answer(conversations, settings.max_new_tokens, settings.batch_size),

@@ -1,7 +1,7 @@
 """Path globs: the one language in which freezing, learning rates, sharding and conversion name parameters.
 
-`*` stands for anything within one part of a path, `**` for any number of parts. Rules are ordered and the last match
-wins, so that a recipe reads "everything, except ..." from top to bottom.
+`*` stands for anything within one part of a path, `**` for any number of parts, `{12..}` for a number from 12 on. Rules
+are ordered and the last match wins, so that a recipe reads "everything, except ..." from top to bottom.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from vlm_jax.errors import UserError
 T = TypeVar("T")
 
 
+_FROM = re.compile(r"\{\d+\.\.\}")
+
+
 @functools.cache
 def _pattern(glob: str) -> re.Pattern[str]:
-    pieces = re.split(r"(\*\*/|\*\*|\*)", glob)
+    pieces = re.split(rf"(\*\*/|\*\*|\*|{_FROM.pattern})", glob)
     as_regex = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*"}
-    return re.compile("".join(as_regex.get(piece, re.escape(piece)) for piece in pieces))
+    numbers = {piece: r"(\d+)" for piece in pieces if _FROM.fullmatch(piece)}
+    return re.compile("".join((as_regex | numbers).get(piece, re.escape(piece)) for piece in pieces))
 
 
 def matches(path: str, glob: str) -> bool:
     """Whether `path` (parts joined by '/') matches `glob` as a whole."""
-    return _pattern(glob).fullmatch(path) is not None
+    found = _pattern(glob).fullmatch(path)
+    if found is None:
+        return False
+    firsts = (int(piece[1:-3]) for piece in _FROM.findall(glob))
+    return all(int(number) >= first for number, first in zip(found.groups(), firsts, strict=True))
 
 
 def last_match(path: str, rules: Iterable[tuple[str, T]], default: T) -> T:

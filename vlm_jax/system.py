@@ -55,6 +55,15 @@ class System:
         template = TEMPLATES[self.template]
         return template if self.system_prompt is None else dataclasses.replace(template, system=self.system_prompt)
 
+    def resized(self, side: int) -> System:
+        """The same system for tiles of `side` pixels; its parameters differ in the tables of positions alone.
+
+        Raises:
+          UserError: the parts do not allow it.
+        """
+        model = dataclasses.replace(self.model, vision=self.model.vision.resized(side))
+        return dataclasses.replace(self, model=model, layout=self.layout.resized(side))
+
     def grid(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """Tiles across and down (no thumbnail) of a picture of so many pixels, one of `images` of its conversation."""
         return self.layout.among(images).grid(width, height)

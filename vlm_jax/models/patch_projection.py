@@ -44,6 +44,11 @@ class PatchProjectionConfig:
         if min(self.std) <= 0:
             raise UserError(f"vision.std: must be positive, got {self.std}")
 
+    def resized(self, side: int) -> PatchProjectionConfig:
+        """Itself: patches know nothing of images."""
+        del side
+        return self
+
     def module(self, compute: Compute) -> PatchProjection:
         """The network."""
         return PatchProjection(self, compute)

@@ -6,6 +6,7 @@ of `transformers`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -152,6 +153,10 @@ class VisionConfig:
         """Globs, below `vision/`, of parameters that are held for the release's sake: no forward pass reads them."""
         layers = tuple(f"layers/{i}/**" for i in range(self.layers_run, self.depth))
         return layers if self.last_norm is None or self.normed else (*layers, f"{self.last_norm}/*")
+
+    def resized(self, side: int) -> VisionConfig:
+        """The same transformer for tiles of `side` pixels."""
+        return dataclasses.replace(self, image_size=side)
 
     def module(self, compute: Compute) -> VisionTransformer:
         """The network."""

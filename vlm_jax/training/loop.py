@@ -15,12 +15,15 @@ from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.quarantine import Quarantine, remove
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
+from vlm_jax.globs import flatten, unflatten
+from vlm_jax.models.positions import resize_positions
 from vlm_jax.models.vlm import PARTS, init_params
 from vlm_jax.sharding import place, tree_shardings
 from vlm_jax.training.data import Splits
 from vlm_jax.training.interrupt import Interrupt
 from vlm_jax.training.live import screen
 from vlm_jax.training.log import Clock, Log, say
+from vlm_jax.training.objectives import Models
 from vlm_jax.training.progress import Figures, Progress
 from vlm_jax.training.recipe import Recipe
 from vlm_jax.training.stage import StageRunner, Watching, stage_batches, stage_preparer
@@ -39,8 +42,11 @@ class Trained:
 
 
 def initial_params(recipe: Recipe) -> dict[str, Any]:
-    """Fresh float32 parameters of everything in the recipe; each part has its own key, so parts do not disturb it."""
-    models, key = recipe.models, jax.random.key(recipe.seed)
+    """Fresh float32 parameters of everything in the recipe, as its first stage takes them.
+
+    Each part has its own key, so parts do not disturb one another.
+    """
+    models, key = recipe.models_in(recipe.stages[0]), jax.random.key(recipe.seed)
     params = init_params(models.student, jax.random.fold_in(key, 0))
     if recipe.teacher is not None:
         teacher = init_params(models.teacher_vlm, jax.random.fold_in(key, 1))
@@ -48,6 +54,26 @@ def initial_params(recipe: Recipe) -> dict[str, Any]:
     for i, stage in enumerate(recipe.stages):
         params.update(stage.objective.init(models, jax.random.fold_in(key, 2 + i)))
     return params
+
+
+def shapes_in(recipe: Recipe, stage: int) -> dict[str, Any]:
+    """Shapes of all parameters as stage number `stage` takes them."""
+    models = recipe.models_in(recipe.stages[stage])
+    return jax.eval_shape(lambda: fit_positions(initial_params(recipe), models))
+
+
+def fit_positions(params: dict[str, Any], models: Models) -> dict[str, Any]:
+    """Parameters whose tables of positions have the grids of `models`: where one is another, it is interpolated."""
+    towers = {"vision": models.student.vision}
+    if models.teacher is not None:
+        towers["teacher/vision"] = models.teacher.vision
+    flat = flatten(params)
+    for tower, vision in towers.items():
+        path = f"{tower}/position_embedding"
+        if path in flat:
+            grid = math.isqrt(len(flat[path]) - vision.first_patch)
+            flat[path] = resize_positions(flat[path], grid, vision.grid, vision.class_token)
+    return unflatten(flat)
 
 
 def live_parts(recipe: Recipe, stage: int) -> set[str]:
@@ -78,15 +104,14 @@ def train(
     """
     checkpoints = Checkpoints(workdir.checkpoints, recipe.runtime.keep_checkpoints)
     progress = Progress()
-    params = jax.eval_shape(lambda: initial_params(recipe))
     number = checkpoints.latest()
     if number is None:
         params = _fresh_params(recipe, mesh, start or {})
     else:
         checkpoints.verify(number)
         progress = Progress.from_meta(checkpoints.meta(number))
-        alive = live_parts(recipe, progress.stage)
-        params = _restore_params(checkpoints, number, {k: v for k, v in params.items() if k in alive}, mesh)
+        alive, shapes = live_parts(recipe, progress.stage), shapes_in(recipe, progress.stage)
+        params = _restore_params(checkpoints, number, {k: v for k, v in shapes.items() if k in alive}, mesh)
         stage = recipe.stages[progress.stage]
         say(f"continuing from checkpoint {number}: stage {stage.name}, step {progress.step} of {stage.steps}")
     costs = check_stages(recipe, splits, tokenizer, mesh, quarantine, progress.stage)
@@ -100,6 +125,7 @@ def train(
             if i > progress.stage:
                 progress = dataclasses.replace(progress, stage=i, step=0, position=START, data="")
             params = {part: tree for part, tree in params.items() if part in live_parts(recipe, i)}
+            params = fit_positions(params, recipe.models_in(recipe.stages[i]))
             runner = StageRunner(
                 recipe, i, splits, tokenizer, mesh, checkpoints, quarantine, watching, clock, interrupt
             )
@@ -122,7 +148,8 @@ def _fresh_params(recipe: Recipe, mesh: Mesh, start: dict[str, Any]) -> dict[str
 
     shapes = jax.eval_shape(absent)
     drawn = jax.jit(absent, out_shardings=tree_shardings(shapes, mesh))() if shapes else {}
-    return {**drawn, **{part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}}
+    given = {part: place({part: start.pop(part)}, mesh, "float32")[part] for part in list(start)}
+    return fit_positions({**drawn, **given}, recipe.models_in(recipe.stages[0]))
 
 
 def open_quarantine(recipe: Recipe, workdir: Workdir, splits: Splits) -> Quarantine:
@@ -149,7 +176,6 @@ def check_stages(
       UserError: globs that match nothing, rows that the mesh does not divide, weights that do not fit, too many records
         that are bad or too long.
     """
-    params = jax.eval_shape(lambda: initial_params(recipe))
     hosts = mesh.shape["data"] * mesh.shape["fsdp"]
     costs = []
     for i, stage in enumerate(recipe.stages[first:], start=first):
@@ -157,15 +183,15 @@ def check_stages(
             raise UserError(
                 f"config.stages[{i}].data.rows: {stage.data.rows} rows cannot be dealt to data x fsdp = {hosts} devices"
             )
-        state = Trainer(stage, recipe.models, mesh, params).abstract
+        models = recipe.models_in(stage)
+        state = Trainer(stage, models, mesh, shapes_in(recipe, i)).abstract
         numbered = stage_batches(recipe, i, splits, tokenizer, quarantine=quarantine)
         try:
             quarantine.add(numbered.bad)
         except UserError as error:
             raise UserError(f"config.stages[{i}].data: {error}") from None
         data, shape = stage.data, numbered.shape
-        student = recipe.models.student
-        costs.append(step_cost(stage, shape.tokens, shape.tiles, state.trainable, state.frozen, student))
+        costs.append(step_cost(stage, shape.tokens, shape.tiles, state.trainable, state.frozen, models.student))
         if None in (data.tokens, data.tiles):
             say(
                 f"stage {stage.name}: rows of {shape.tokens:,} tokens and {shape.tiles} tiles, of which about "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,11 @@ class Stage:
       name: shown in logs and reports; unique in the recipe.
       objective: what is minimised.
       trainable: ordered path globs, '!' takes back, last match wins; all else is frozen and has no optimizer state.
+      tune_from_layer: part -> number of the first of its layers that trains, of which then nothing else does: no
+        embedding and no last norm (`tune_vision_tower_from_layer` of TinyLLaVA_Factory).
+      image_size: side of the tiles in this stage, in pixels; the system's own when None. Learned positions are
+        interpolated when a stage begins with another size than the one before had, and trained on from there.
+      template: prompt format of this stage; the system's own when None (LLaVA aligns on captions with no prompt).
       steps: optimizer steps.
       epochs: in place of `steps`, how often the mixture is gone through.
       accumulation: micro-batches that one step is made of (the batch's rows are split among them).
@@ -48,6 +54,9 @@ class Stage:
     loss_reduction: LossReduction = "token"
     accumulation: int = 1
     drop_path: float | None = None
+    tune_from_layer: dict[str, int] = dataclasses.field(default_factory=dict)
+    image_size: int | None = None
+    template: str | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -63,6 +72,14 @@ class Stage:
                 f"config.stages '{self.name}': accumulation ({self.accumulation}) must be at least 1 and divide "
                 f"data.rows ({self.data.rows})"
             )
+        if any(first < 0 for first in self.tune_from_layer.values()):
+            raise UserError(f"config.stages '{self.name}': tune_from_layer: must be at least 0, {self.tune_from_layer}")
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """`trainable`, and behind it the globs of `tune_from_layer`."""
+        from_layers = ((f"!{part}/**", f"{part}/layers/{{{n}..}}/**") for part, n in self.tune_from_layer.items())
+        return (*self.trainable, *(glob for globs in from_layers for glob in globs))
 
 
 @config_class
@@ -210,7 +227,16 @@ class Recipe:
                 ours, its = getattr(vision, name), getattr(self.teacher.vision, name)
                 if ours != its:
                     raise UserError(f"config.teacher.vision.{name} is {its}, config.system.model.vision.{name} {ours}")
+        if self.stages and self.stages[-1].image_size not in (None, vision.image_size):
+            raise UserError(
+                f"config.stages[{len(self.stages) - 1}].image_size: the last stage must have the system's own, "
+                f"{vision.image_size}, got {self.stages[-1].image_size}"
+            )
         for i, stage in enumerate(self.stages):
+            try:
+                self.system_in(stage)
+            except UserError as error:
+                raise UserError(f"config.stages[{i}]: {error}") from None
             longest = system.model.decoder.context
             if (stage.data.tokens or 0) > longest:
                 raise UserError(
@@ -218,11 +244,22 @@ class Recipe:
                     f"{longest} (config.system.model.decoder.max_tokens)"
                 )
 
-    @property
-    def models(self) -> Models:
-        """The models that objectives work on."""
+    def system_in(self, stage: Stage) -> System:
+        """The system as it is while a stage trains, which may show it images at another size or in another prompt.
+
+        Raises:
+          UserError: naming the field of the stage that does not fit.
+        """
         assert self.system is not None, "the recipe's system was not taken from its start"
-        return Models(self.system.model, self.teacher, self.compute)
+        system = self.system if stage.image_size is None else self.system.resized(stage.image_size)
+        return system if stage.template is None else dataclasses.replace(system, template=stage.template)
+
+    def models_in(self, stage: Stage) -> Models:
+        """The models that a stage's objective works on."""
+        teacher = self.teacher
+        if teacher is not None and stage.image_size is not None:
+            teacher = dataclasses.replace(teacher, vision=teacher.vision.resized(stage.image_size))
+        return Models(self.system_in(stage).model, teacher, self.compute)
 
 
 def recipe_config(**fields: Any) -> Any:

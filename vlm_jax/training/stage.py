@@ -35,8 +35,9 @@ from vlm_jax.training.watch import Watch
 
 def stage_preparer(recipe: Recipe, index: int, tokenizer: Tokenizer) -> Preparer:
     """What makes examples for stage number `index`; how long one may be is the context's to say."""
-    context = recipe.system.model.decoder.context
-    return recipe.system.preparer(tokenizer, context, loss_reduction=recipe.stages[index].loss_reduction)
+    stage = recipe.stages[index]
+    system = recipe.system_in(stage)
+    return system.preparer(tokenizer, system.model.decoder.context, loss_reduction=stage.loss_reduction)
 
 
 def stage_batches(
@@ -102,6 +103,7 @@ class StageRunner:
         self.mesh, self.checkpoints, self.quarantine = mesh, checkpoints, quarantine
         self.watching, self.clock, self.interrupt = watching, clock, interrupt
         self.stage: Stage = recipe.stages[index]
+        self.models = recipe.models_in(self.stage)
         self.before = sum(stage.steps for stage in recipe.stages[:index])
 
     def run(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -113,9 +115,9 @@ class StageRunner:
         if progress.step == self.stage.steps:
             number = self.before + progress.step
             if self.watching.watch.due(self.stage, progress.step, number):  # the run was killed before it came to that
-                self.watching.watch.ask(self.stage, self.recipe.models, params, progress.step, number)
+                self.watching.watch.ask(self.stage, self.models, params, progress.step, number)
             return params
-        trainer = Trainer(self.stage, self.recipe.models, self.mesh, params)
+        trainer = Trainer(self.stage, self.models, self.mesh, params)
         state = trainer.init(params)
         if progress.step > 0:
             optimizer = self.checkpoints.restore_optimizer(self.before + progress.step, trainer.abstract.optimizer)
@@ -189,7 +191,7 @@ class StageRunner:
             meter.flush()
             with meter.paused(watch.doing):
                 params = merge(untouched, state.trainable)
-                watch.ask(self.stage, self.recipe.models, params, step, self.before + step)
+                watch.ask(self.stage, self.models, params, step, self.before + step)
 
     def _batches(self, progress: Progress) -> Batches:
         """The batches from where `progress` stands, in so far as this process's devices hold their rows.

@@ -68,7 +68,7 @@ class Step:
     def of(cls, stage: Stage, models: Models) -> Step:
         """The step of a stage."""
         optimizer, models = without_schedule(stage.optimizer), models.with_drop_path(stage.drop_path)
-        return cls(stage.objective, stage.trainable, stage.accumulation, optimizer, models)
+        return cls(stage.objective, stage.rules, stage.accumulation, optimizer, models)
 
     def new_state(self, params: Params) -> TrainState:
         """A fresh optimizer around `params`.

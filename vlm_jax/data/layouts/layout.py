@@ -7,6 +7,7 @@ one integer each: a visual token's index, `ROW_TOKEN` or `vector(v)`.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -139,6 +140,10 @@ class Layout(abc.ABC):
         del tiles
         return self
 
+    @abc.abstractmethod
+    def resized(self, side: int) -> Self:
+        """The layout for tiles of `side` pixels."""
+
     def enough(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in pixels that suffice of an image of this size, where `draft` allows fewer."""
         return width, height
@@ -203,6 +208,10 @@ class TileLayout(Layout):
     def cut_tiles(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """The tiles of an image as pixels, uint8 [k, S, S, 3] (arguments as `cut_patches`)."""
         return self.cut_patches(image, self.tile_size, size=size).reshape(-1, self.tile_size, self.tile_size, 3)
+
+    def resized(self, side: int) -> Self:
+        """The layout with another `tile_size`."""
+        return dataclasses.replace(self, tile_size=side)
 
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
         """The tiles (see `Layout.pictures`)."""

@@ -5,8 +5,9 @@ Source: `models/fuyu/{image_processing,processing}_fuyu.py` of `transformers`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -94,6 +95,10 @@ class NativeRaster(Layout):
         flat = out.reshape(-1, out.shape[-1])
         flat[: len(patches)], flat[len(patches) :] = patches, 0
         return out
+
+    def resized(self, side: int) -> Self:
+        """The layout for images of at most `side` pixels both ways."""
+        return dataclasses.replace(self, max_width=side, max_height=side)
 
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
         """The one picture, with what fills its last patches (see `Layout.pictures`)."""
