@@ -20,7 +20,7 @@ from vlm_jax.data.text.tokenizer import Tokenizer
 PLACES = 3  # tokens of an image
 IMAGE = -200  # the reference's number for where an image stands
 WORDS = st.sampled_from(
-    ["The", " total", " is", "128.50", " ", "  ", "\n", "\t", "don't", "哈哈", "é", "🦓", ":", "[", "#"]
+    ["The", " total", " is", "128.50", " ", "  ", "\n", "\t", "don't", "哈哈", "é", "🦓", ":", "[", "="]
 )
 TEXT = st.lists(WORDS, min_size=1, max_size=6).map("".join).filter(str.strip)
 QUESTIONS = st.tuples(TEXT, st.sampled_from(["", "<image>\n{}", "{}\n<image>", "{}"])).map(
@@ -143,7 +143,6 @@ def yi(tmp_path_factory):
 @given(dialogue=DIALOGUES)
 def test_yi_vl(yi, dialogue):
     """Of what its trainer supervises the headers are left out: `### Assistant:`, and two tokens of `### Human:`."""
-    assume(not any("#" in text for pair in dialogue for text in pair))  # typed, it is no token with us
     header = TEMPLATES["yi_vl"].system + "\n\n"
     sentences = []
     for asked, answered in dialogue:
