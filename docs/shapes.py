@@ -70,7 +70,7 @@ STEPS = (
     ("grid, across × down", "`data/layouts/closest_aspect.py`, `choose_grid`"),
     ("tiles, the thumbnail last", "`data/layouts/layout.py`, `TileLayout`"),
     ("patches of the tiles", "`data/layouts/patches.py`, `write_patches`"),
-    ("placeholders in the text", "`data/text/templates.py`, `render`"),
+    ("placeholders in the text", "`data/text/render.py`, `render`"),
     ("`Batch.tokens`", "`data/plan/packing.py`, `pack_row`"),
     ("`Batch.patches`", "`data/plan/packing.py`, `pack_row`"),
     ("normalised patches, all rows' tiles together", "`models/vision_transformer.py`, `normalise`"),

@@ -144,7 +144,7 @@ def torch_model(model_type: str = "qwen2", **text):
             "pad_token_id": 0,
             **{key: _unfrozen(value) for key, value in text.items()},
         },
-        image_token_id=tokenizer().image_id, image_seq_length=4, downsample_ratio=0.5,
+        image_token_id=tokenizer().token_id("<IMG_CONTEXT>"), image_seq_length=4, downsample_ratio=0.5,
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )  # fmt: skip
     torch.manual_seed(0)

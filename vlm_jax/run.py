@@ -107,11 +107,12 @@ def _tokenizer(recipe: Recipe, workdir: Workdir, splits: Splits, start: Opened |
     if workdir.tokenizer.is_dir() and start is None:
         tokenizer = Tokenizer.load(workdir.tokenizer)
     else:
-        text = training_text(splits.train, recipe.system.chat_template, TOKENIZER_RECORDS)
-        tokenizer = start.tokenizer if start else Tokenizer.train(text, recipe.tokenizer_size)
+        template = recipe.system.chat_template
+        text = training_text(splits.train, template, TOKENIZER_RECORDS)
+        tokenizer = start.tokenizer if start else Tokenizer.train(text, recipe.tokenizer_size, template)
         aside = workdir.root / ".tokenizer"
         shutil.rmtree(aside, ignore_errors=True)
-        tokenizer.save(aside, recipe.system.chat_template)
+        tokenizer.save(aside, template)
         shutil.rmtree(workdir.tokenizer, ignore_errors=True)
         aside.rename(workdir.tokenizer)  # whole, or not there
     rows = recipe.system.model.decoder.vocab_size

@@ -15,8 +15,8 @@ from vlm_jax.convert.folders import open_folder
 from vlm_jax.convert.language_models import open_decoder
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.towers import write_tower
-from vlm_jax.data.text.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
-from vlm_jax.data.text.tokenizer import MARKUP, Tokenizer
+from vlm_jax.data.text.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, MARKUP
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.inference.model import Model
 from vlm_jax.models.decoder import Decoder

@@ -101,7 +101,11 @@ def test_transformers_loads_it(exported):
     assert reference.generation_config.eos_token_id == tiny.tokenizer().token_id("<|im_end|>")
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-    assert tokenizer.context_image_token_id == tiny.tokenizer().image_id == reference.config.image_token_id
+    assert (
+        tokenizer.context_image_token_id
+        == tiny.tokenizer().token_id("<IMG_CONTEXT>")
+        == reference.config.image_token_id
+    )
     turns = [{"role": "user", "content": "What is the total?"}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert ids == batch.tokens[1][batch.segments[1] > 0].tolist()

@@ -18,7 +18,8 @@ from tests import tiny
 from vlm_jax import globs
 from vlm_jax.convert.folders import read_folder, write_folder
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
-from vlm_jax.data.text.templates import TEMPLATES, frame_marks
+from vlm_jax.data.text.render import frame_marks
+from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate

@@ -75,7 +75,7 @@ def test_tiles_and_visual_tokens(preparer, conversation):
     assert example.tile_grid.tolist() == [[2, 2]] * 4
     places = example.visual >= 0
     assert example.visual[places].tolist() == list(range(8))
-    np.testing.assert_array_equal(places, example.tokens == preparer.tokenizer.image_id)
+    np.testing.assert_array_equal(places, example.tokens == preparer.tokenizer.token_id("<IMG_CONTEXT>"))
 
 
 def test_tiles_need_not_be_shared(preparer, png):

@@ -50,7 +50,7 @@ LOAD = """
 import sys, numpy as np, vlm_jax
 model = vlm_jax.load(sys.argv[1])
 picture = np.random.default_rng(0).integers(0, 256, (1, 2, 448, 448, 3), dtype=np.uint8)
-image = model.tokenizer.image_id
+image = model.tokenizer.token_id("<IMG_CONTEXT>")
 tokens = np.array([[5, 6, *[image] * 512, 7, 8, 9]], np.int32)
 logits = np.asarray(model.logits(tokens, picture))
 print("LOGITS", logits.shape, logits.dtype, float(np.abs(logits).max()))

@@ -62,7 +62,7 @@ def assemble(
     template = template or _TEMPLATES.get(family.model_type, "internvl2")
     if template not in TEMPLATES:
         raise UserError(f"there is no prompt format '{template}'; there are {', '.join(TEMPLATES)}")
-    tokenizer = tokenizer.with_image_tokens(TEMPLATES[template].control)
+    tokenizer = tokenizer.with_image_tokens(TEMPLATES[template])
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, tie_embeddings=False)
     model = VLMConfig(vision=vision_config, connector=PixelShuffleMLPConfig(), decoder=config)
     system = System(

@@ -163,12 +163,13 @@ def select(params: Mapping[str, Any], shapes: Mapping[str, table.Shape], where: 
 
 def token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the placeholder, of the token that ends a turn, and of padding."""
-    stop_id = tokenizer.token_id(system.chat_template.stop)
+    template = system.chat_template
+    stop_id = tokenizer.stop_id(template)
     try:
         pad_id = tokenizer.token_id("<|endoftext|>")
     except UserError:  # no padding token of its own: any id serves, because padding is masked
         pad_id = stop_id
-    return {"image_id": tokenizer.image_id, "stop_id": stop_id, "pad_id": pad_id}
+    return {"image_id": tokenizer.token_id(template.image_context), "stop_id": stop_id, "pad_id": pad_id}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

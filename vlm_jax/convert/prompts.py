@@ -66,7 +66,7 @@ def read_release(folder: Path, name: str, template: Template) -> str | None:
     call = _find(path, name)
     found = {field: _literal(call, field, f"{path}: '{name}'") for field in _DEFAULTS}
     expected = {
-        "system_template": template.prefixes["system"] + "{system_message}",
+        "system_template": template.prefixes.get("system", "") + "{system_message}",
         "roles": (template.prefixes["user"], template.prefixes["assistant"]),
         "sep_style": "MPT",
         "sep": template.stop + template.after_stop,

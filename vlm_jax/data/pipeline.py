@@ -1,10 +1,10 @@
 """From a source to batches: a position names every batch, and a number that of a batch from there on.
 
 An epoch's records (`mixture`) are cut into windows of nearly equal size, a window is packed into rows at once, and its
-rows are dealt evenly over as few batches as hold them; the rows that a batch has to spare stay empty. So no record is
-lost or seen twice, shapes are fixed, and a row is a pure function of (seed, stage, epoch, window, number): any number
-of threads, processes or hosts gives the same batches, and a run resumes from a `Position` without any iterator
-state.
+rows are dealt evenly over as few batches as hold them; the rows that a batch has to spare stay empty. (Or, in place of
+packing, records of one modality and like length share a batch: `grouping`.) So no record is lost or seen twice, shapes
+are fixed, and a row is a pure function of (seed, stage, epoch, window, number): any number of threads, processes or
+hosts gives the same batches, and a run resumes from a `Position` without any iterator state.
 
 A record that cannot be used according to the index is not planned at all. One that turns out to be bad when it is
 loaded leaves a hole of zero weight where it was to stand, shifts nothing, and is handed out beside the batch.
@@ -16,7 +16,7 @@ import bisect
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from vlm_jax.batch import Batch, BatchShape, empty_batch
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.plan.fit import fit
+from vlm_jax.data.plan.grouping import deal, group
 from vlm_jax.data.plan.index import BAD, Index, load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records
 from vlm_jax.data.plan.packing import pack_row, plan_rows
@@ -59,6 +60,13 @@ class Loaded(NamedTuple):
     position: Position
     batch: Batch
     bad: tuple[RecordError, ...] = ()
+
+
+class _Plan(NamedTuple):
+    """Of a window: row by row the numbers of its records, and the first row of every batch with their number."""
+
+    rows: list[np.ndarray]
+    bounds: list[int]
 
 
 class NothingLeftError(UserError):
@@ -125,7 +133,7 @@ class Batches:
         # First batch number of every window so far, counted from `start`, with the window's epoch and number.
         self._firsts: list[int] = []
         self._windows: list[tuple[int, int]] = []
-        self._plans: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._plans: dict[tuple[int, int], _Plan] = {}
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,6 +199,7 @@ class Batches:
         """See the class."""
         config = dataclasses.replace(self.config, weights={})
         known = hashlib.sha256(repr((self._key, config, self.shape[:2], self.index.tasks)).encode())
+        known.update(b"" if config.order == "random" else config.order.encode())
         for array in (self._sizes, self.index.task_ids, self._weights):
             known.update(np.ascontiguousarray(array).data)
         return known.hexdigest()[:24]
@@ -201,29 +210,34 @@ class Batches:
 
     def rows(self, epoch: int, window: int) -> list[np.ndarray]:
         """Row by row, the numbers of the records that a window packs together."""
+        return self._plan(epoch, window).rows
+
+    def _plan(self, epoch: int, window: int) -> _Plan:
         with self._lock:
             found = self._plans.get((epoch, window))
             if found is None:
                 records = self._epoch_records(epoch)
                 count = self._window_count(epoch)
-                bounds = _deal(len(records), count)
+                bounds = deal(len(records), count)
                 records = records[bounds[window] : bounds[window + 1]]
                 rng = np.random.default_rng([*self._key, 2, epoch, window])
-                found = [records[row] for row in self._pack(self._sizes[records], rng)]
+                rows, bounds = self._share(self._sizes[records], rng)
+                found = _Plan([records[row] for row in rows], bounds)
                 while len(self._plans) >= _PLANS_KEPT:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[epoch, window] = found
             return found
 
-    def _pack(self, sizes: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
+    def _share(self, sizes: np.ndarray, rng: np.random.Generator) -> _Plan:
+        """Which of so many records share a row, and which rows a batch."""
+        if self.config.order == "group":
+            order, bounds = group(sizes, self.config.rows, rng)
+            return _Plan(list(order[:, None]), bounds)
         if self.config.packing:
-            return plan_rows(sizes, self.shape.tokens, self.shape.tiles, rng)
-        return np.arange(len(sizes))[:, None]  # they are in random order already
-
-    def _plan(self, epoch: int, window: int) -> tuple[list[np.ndarray], list[int]]:
-        """A window's rows, and the first row of every batch with the number of rows at the end."""
-        rows = self.rows(epoch, window)
-        return rows, _deal(len(rows), -(-len(rows) // self.config.rows))
+            rows = plan_rows(sizes, self.shape.tokens, self.shape.tiles, rng)
+        else:
+            rows = list(np.arange(len(sizes))[:, None])  # they are in random order already
+        return _Plan(rows, deal(len(rows), -(-len(rows) // self.config.rows)))
 
     def _locate(self, number: int) -> tuple[int, int, int]:
         """Epoch, window and batch of the window for batch `number` from the start."""
@@ -293,8 +307,3 @@ def _check_parts(source: Source, index: Index, weights: np.ndarray | None = None
     records = float(weights @ [np.count_nonzero(index.task_ids == task) for task in range(len(weights))])
     if records < _LEAST_OF_AN_EPOCH:
         raise UserError(f"weights: an epoch would hold {records:.2g} records on average; make them larger")
-
-
-def _deal(items: int, parts: int) -> list[int]:
-    """Bounds that cut `items` into `parts` whose sizes differ by at most one."""
-    return [items * part // parts for part in range(parts + 1)] if parts else [0]

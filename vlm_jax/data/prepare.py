@@ -1,6 +1,6 @@
 """One conversation to the arrays of one example: token ids, loss weights, patches of tiles.
 
-Placeholders are ids from the start, never a long string of `<IMG_CONTEXT>`; loss weights come from the template's
+Placeholders are ids from the start, never a long string of them; loss weights come from the template's
 spans.
 """
 
@@ -18,7 +18,8 @@ from vlm_jax.data.conversation import Conversation, Reason, RecordError
 from vlm_jax.data.images import MAX_MEGAPIXELS, ImageError, image_size
 from vlm_jax.data.layouts.layout import ROW_TOKEN, Layout
 from vlm_jax.data.pixels import image_patches
-from vlm_jax.data.text.templates import Span, Template, render
+from vlm_jax.data.text.render import Span, render
+from vlm_jax.data.text.templates import Template
 from vlm_jax.data.text.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
@@ -154,7 +155,7 @@ class Preparer:
         """
         layout, sizes = self.tiling(conversation), self._sizes(conversation)
         text = self._text(conversation, layout, sizes, open_turn=False)
-        return Size(len(text.ids), sum(layout.tiles(*size) for size in sizes), _least(text))
+        return Size(len(text.ids), sum(layout.tiles(*size) for size in sizes), _least(text, self.template))
 
     def tiling(self, conversation: Conversation) -> Layout:
         """How the images of a conversation become tiles."""
@@ -201,19 +202,13 @@ class Preparer:
                 conversation.turns,
                 self.template,
                 [len(tokens) for tokens in images],
-                1,
                 open_turn=open_turn,
                 independent=conversation.independent,
             )
         # An image's visual tokens are counted from the first of the conversation's.
         starts = np.cumsum([0] + [layout.tiles(*size) * self.tokens_per_tile for size in sizes])
         shifted = [np.where(tokens < 0, tokens, tokens + start) for tokens, start in zip(images, starts, strict=False)]
-        return _tokenise(spans, self.tokenizer, shifted, self._image_ids())
-
-    def _image_ids(self) -> tuple[int, int]:
-        """Ids of the token that stands for what is no text, and of the one that ends a row."""
-        context = self.tokenizer.image_id
-        return context, context
+        return _tokenise(spans, self.tokenizer, shifted, self.template.row_token)
 
     def _cut(self, conversation: Conversation, text: _Tokens, open_turn: bool) -> _Tokens:
         tokens, limit = len(text.ids), self.max_tokens
@@ -224,7 +219,7 @@ class Preparer:
             raise RecordError(
                 conversation.name, "too long", f"prompt longer than the context: {tokens} tokens, {problem}"
             )
-        least = _least(text)
+        least = _least(text, self.template)
         if least > limit:
             raise RecordError(
                 conversation.name,
@@ -258,7 +253,7 @@ def _tokenise(
     spans: Sequence[Span],
     tokenizer: Tokenizer,
     images: Sequence[np.ndarray] | None = None,
-    image_ids: tuple[int, int] | None = None,
+    row_token: str | None = None,
 ) -> _Tokens:
     """Ids of rendered spans, and what is known of each.
 
@@ -270,13 +265,16 @@ def _tokenise(
       tokenizer: text to ids.
       images: what stands for each image (see `Layout.place`), visual tokens counted over the whole conversation; these
         in their order, and nothing else, when None.
-      image_ids: ids of the placeholder and of the token that ends a row; both the tokenizer's placeholder when None.
+      row_token: what ends a row of patches, where a placement has such.
+
+    Raises:
+      UserError: the tokenizer lacks a token of the prompt format.
     """
     ids: list[Sequence[int] | np.ndarray] = []
     visual: list[np.ndarray] = []
     kinds: list[tuple[bool, int]] = []
     pieces: list[tuple[str, bool]] = []
-    context, row = image_ids or (tokenizer.image_id,) * 2
+    row = None if row_token is None else tokenizer.token_id(row_token)
     if images is None:
         lengths = [span.placeholders for span in spans if span.image is not None]
         images = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
@@ -288,15 +286,23 @@ def _tokenise(
             before = shared  # every branch goes on where what all of them see ends
         if span.image is not None:
             visual.append(images[span.image])
-            ids.append(np.where(visual[-1] == ROW_TOKEN, row, context))
-            kinds.append((False, span.branch))
+            context = tokenizer.token_id(span.text)
+            ids.append(np.where(visual[-1] == ROW_TOKEN, context if row is None else row, context))
+            kinds.append(_kind(span))
+            before = Border.START  # the references tokenise what follows by itself
+            continue
+        if span.outside:
+            ids.append([tokenizer.token_id(span.text)])
+            visual.append(np.full(1, TEXT, np.int32))
+            kinds.append(_kind(span))
+            before = Border.START
             continue
         pieces.append((span.text, span.control))
         following = spans[number + 1] if number + 1 < len(spans) else None
-        if following is None or following.image is not None or _kind(following) != _kind(span):
+        if following is None or _alone(following) or _kind(following) != _kind(span):
             new, before = tokenizer.encode_behind(before, pieces)
             ids.append(new)
-            visual.append(np.full(len(new), -1, np.int32))
+            visual.append(np.full(len(new), TEXT, np.int32))
             kinds.append(_kind(span))
             pieces = []
     lengths = [len(part) for part in ids]
@@ -309,12 +315,18 @@ def _tokenise(
     )
 
 
-def _least(text: _Tokens) -> int:
+def _least(text: _Tokens, template: Template) -> int:
     """See `Size.least`."""
     places = np.flatnonzero(text.visual != TEXT)
-    image_end = int(places[-1]) + 2 if len(places) else 0  # with its </img>
+    # With its </img>, or the token that ends its last row.
+    image_end = int(places[-1]) + 1 + bool(template.image_end or template.row_token) if len(places) else 0
     answer = int(text.supervised.argmax()) + 1 if text.supervised.any() else len(text.ids) + 1
     return max(image_end, answer)
+
+
+def _alone(span: Span) -> bool:
+    """Whether it is tokens already, no text."""
+    return span.image is not None or span.outside
 
 
 def _kind(span: Span) -> tuple[bool, int]:

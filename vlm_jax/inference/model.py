@@ -79,7 +79,7 @@ class Model:
         parts = select_parts(params, system.model, "model")
         self.params = jax.tree.map(partial(_hold, self.compute.dtype), parts)
         self._network = VLM(system.model, self.compute)
-        self._stop_id = tokenizer.token_id(system.chat_template.stop)
+        self._stop_id = tokenizer.stop_id(system.chat_template)
 
     def generate(
         self,
@@ -192,7 +192,7 @@ class Model:
         Args:
           batch: a `Batch`, or int32 [B, T] token ids without padding.
           tiles: with token ids only: uint8 [B, K, height, width, 3], K whole tiles a row, whose visual tokens take the
-            places of the row's `<IMG_CONTEXT>` ids in order.
+            places of the row's placeholders (`Template.image_context`) in order.
 
         Raises:
           UserError: the places and the tiles do not match.
@@ -211,7 +211,7 @@ class Model:
         if tiles.shape != (rows, count, side, side, 3):
             raise UserError(f"tiles have shape {tiles.shape}, not ({rows}, K, {side}, {side}, 3)")
         batch = self._pad([], rows, length, count)
-        placeholders = tokens == self.tokenizer.image_id
+        placeholders = tokens == self.tokenizer.token_id(self.system.chat_template.image_context)
         wrong = np.flatnonzero(placeholders.sum(axis=1) != count * per_tile)
         if len(wrong):
             found = placeholders[wrong[0]].sum()

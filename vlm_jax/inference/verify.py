@@ -131,7 +131,7 @@ def _ours(
 ) -> tuple[Batch, np.ndarray, list[list[int]]]:
     model = Model(opened.system, opened.params, opened.tokenizer, Compute(dtype="float32"))
     batch = model.batch(prompts, max_tiles=2)
-    stop = opened.tokenizer.token_id(opened.system.chat_template.stop)
+    stop = opened.tokenizer.stop_id(opened.system.chat_template)
     limits = np.full(len(prompts), max_new_tokens)
     answers = generate(VLM(opened.system.model, model.compute), model.params, batch, limits, stop)
     return batch, np.asarray(model.logits(batch)), answers

@@ -89,7 +89,7 @@ def test_a_packed_row(preparer, conversations):
         assert (batch.segments[1, here] == segment).all()
         splice = batch.splice[1, here]
         assert splice[splice >= 0].tolist() == list(range(tile * n, (tile + len(example.patches)) * n))
-        np.testing.assert_array_equal(splice >= 0, example.tokens == preparer.tokenizer.image_id)
+        np.testing.assert_array_equal(splice >= 0, example.tokens == preparer.tokenizer.token_id("<IMG_CONTEXT>"))
         there = slice(tile, tile + len(example.patches))
         np.testing.assert_array_equal(batch.patches[1, there], example.patches)
         assert (batch.tile_segment[1, there] == segment).all()

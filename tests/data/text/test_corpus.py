@@ -7,14 +7,15 @@ from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.formats.meta import open_meta
 from vlm_jax.data.sources import MemorySource
 from vlm_jax.data.text.corpus import training_text
-from vlm_jax.data.text.templates import TEMPLATES, render
+from vlm_jax.data.text.render import render
+from vlm_jax.data.text.templates import TEMPLATES
 
 TEMPLATE = TEMPLATES["internvl2_5"]
 
 
 def rendered(conversation):
     tiles = [1] * len(conversation.images)
-    spans = render(conversation.turns, TEMPLATE, tiles, 1, independent=conversation.independent)
+    spans = render(conversation.turns, TEMPLATE, tiles, independent=conversation.independent)
     return "".join(span.text for span in spans if span.image is None)
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.prepare import Preparer
-from vlm_jax.data.text.templates import TEMPLATES, frame_marks
+from vlm_jax.data.text.render import frame_marks
+from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Tokenizer
 
 CONTROL = {

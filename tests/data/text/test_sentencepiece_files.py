@@ -1,28 +1,21 @@
 """The oracle is the library `sentencepiece` itself: it trains the models here, and its ids must be ours."""
 
-import io
 import json
 import re
 
 import pytest
-import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from tests.data.text.sentencepiece_models import TEXTS, entry, processor, slow, train, write
 from vlm_jax.data.conversation import Turn
 from vlm_jax.data.prepare import _tokenise
-from vlm_jax.data.text.templates import TEMPLATES, render
+from vlm_jax.data.text.render import render
+from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.data.text.tokenizer import Border, Tokenizer
 from vlm_jax.errors import UserError
 
-TEXTS = [
-    "What is the total of this receipt? The total is 128.50.\tRead the digit in row 2, column 3.",
-    "    for i in range(10):\n        print('naïve café', i)  # ------ ======\n",
-    "<ref>a dog</ref><box>[[1, 2, 3, 4]]</box> system user assistant don't",
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，哈哈哈哈。",
-    "東京は日本の首都です。 Привет, как дела? Ёлка Ёлка",
-] * 3
 SYMBOLS = ["[UNUSED_1]", "[UNUSED_2]", "[UNUSED_23]", "[UNUSED_234]"]
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 
@@ -32,22 +25,6 @@ WORDS = st.sampled_from(
     + [" ", "<s>", "</s>", "<unk>", "<0x41>", "<|im_end|>"]
 )
 WRITTEN = st.lists(WORDS | st.text(max_size=4), max_size=12).map("".join)
-
-
-def train(**options) -> ModelProto:
-    file = io.BytesIO()
-    settings = dict(
-        model_type="bpe",
-        vocab_size=520,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        minloglevel=2,
-        num_threads=1,
-        allow_whitespace_only_pieces=True,
-        split_by_whitespace=False,
-    )
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=file, **(settings | options))
-    return ModelProto.FromString(file.getvalue())
 
 
 MODELS = {
@@ -74,25 +51,6 @@ def proto():
         return copy
 
     return get
-
-
-def processor(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-
-
-def entry(content: str, **flags) -> dict:
-    return dict(content=content, special=True, lstrip=False, rstrip=False, single_word=False, normalized=False) | flags
-
-
-def write(folder, model: ModelProto, added: dict[int, dict] | None = None, **config):
-    """A released folder; without added tokens it has only the model."""
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
-    if added is not None:
-        config["added_tokens_decoder"] = {str(number): token for number, token in added.items()}
-    if config:
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -205,29 +163,6 @@ def released(request, proto, tmp_path_factory):
     return folder, Tokenizer.load(folder), slow(model, added, legacy=request.param != "phi3")
 
 
-def slow(model: ModelProto, added: dict[int, dict], legacy: bool):
-    """What `PreTrainedTokenizer.tokenize` and `LlamaTokenizer` of transformers 4.37 do, said again in a few lines."""
-    if not legacy:
-        model.normalizer_spec.add_dummy_prefix = False
-    oracle = processor(model)
-    tokens = {token["content"]: (number, token) for number, token in added.items()}
-    pattern = re.compile("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")")
-
-    def encode(prompt: str) -> list[int]:
-        parts = pattern.split(prompt)
-        for i in range(1, len(parts), 2):
-            if tokens[parts[i]][1]["rstrip"]:
-                parts[i + 1] = parts[i + 1].lstrip()
-            if tokens[parts[i]][1]["lstrip"]:
-                parts[i - 1] = parts[i - 1].rstrip()
-        if not legacy and parts[0]:
-            parts[0] = "▁" + parts[0]
-        ids = [[tokens[part][0]] if i % 2 else oracle.encode(part) for i, part in enumerate(parts) if part]
-        return [number for part in ids for number in part]
-
-    return encode
-
-
 PROMPTS = [
     "<s><|im_start|>system\n你是由上海<|im_end|><|im_start|>user\n<img><IMG_CONTEXT></img>\n the total?<|im_end|>",
     "<|system|>\nYou.<|end|><|user|>\n <img><IMG_CONTEXT></img>\nis <ref>dog</ref><|end|><|assistant|>\n Yes.<|end|>",
@@ -269,7 +204,7 @@ def test_ids_are_those_of_the_folder(released):
     for number, token in listed.items():
         assert tokenizer.token_id(token["content"]) == int(number)
     assert tokenizer.vocab_size == max(map(int, listed)) + 1
-    assert tokenizer.image_id == max(map(int, listed)) - 6
+    assert tokenizer.token_id("<IMG_CONTEXT>") == max(map(int, listed)) - 6
 
 
 def test_control_tokens_cannot_be_typed(released):
@@ -303,9 +238,9 @@ def test_a_prompt_in_several_calls(released):
     for stop, template in (("<|im_end|>", "internlm2-chat"), ("<|end|>", "phi3")):
         if not tokenizer._backend.token_to_id(stop):
             continue
-        spans = render(turns, TEMPLATES[template], [2], 1)
+        spans = render(turns, TEMPLATES[template], [2])
         got = _tokenise(spans, tokenizer)
-        prompt = "".join(span.text or "<IMG_CONTEXT>" * span.placeholders for span in spans)
+        prompt = "".join(span.text * max(span.placeholders, 1) for span in spans)
         # Its pieces do not reach over a line's end, so the borders of the answers change nothing.
         assert got.ids.tolist() == reference(prompt)
         assert tokenizer.decode(got.ids[got.supervised]) == "Yes, <ref>a dog</ref>.128.50"
@@ -314,10 +249,10 @@ def test_a_prompt_in_several_calls(released):
 def test_branches_go_on_where_the_shared_part_ends(proto, tmp_path):
     _, model, added = phi3(tmp_path, proto)
     turns = [Turn("user", "<image>\nIs it?"), Turn("assistant", "Yes."), Turn("user", "Row 2?"), Turn("assistant", "3")]
-    spans = render(turns, TEMPLATES["phi3"], [1], 1, independent=True)
+    spans = render(turns, TEMPLATES["phi3"], [1], independent=True)
     got = _tokenise(spans, Tokenizer.load(tmp_path))
     for branch in (1, 2):
-        alone = "".join(span.text or "<IMG_CONTEXT>" for span in spans if span.branch in (0, branch))
+        alone = "".join(span.text for span in spans if span.branch in (0, branch))
         seen = got.ids[(got.branches == 0) | (got.branches == branch)]
         assert seen.tolist() == slow(model, added, legacy=False)(alone)
 

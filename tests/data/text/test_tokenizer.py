@@ -5,8 +5,9 @@ import pytest
 
 from vlm_jax.data.conversation import Turn
 from vlm_jax.data.prepare import _tokenise
-from vlm_jax.data.text.templates import TEMPLATES, render
-from vlm_jax.data.text.tokenizer import SPECIAL, Tokenizer
+from vlm_jax.data.text.render import render
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer, added_tokens
 from vlm_jax.errors import UserError
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
@@ -14,9 +15,11 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<I
 
 def test_vocabulary(tokenizer):
     first = tokenizer.token_id("<|endoftext|>")
-    assert [tokenizer.token_id(token) for token in SPECIAL] == list(range(first, first + 13))
+    assert [tokenizer.token_id(token) for token in added_tokens(TEMPLATES["internvl2"])] == list(
+        range(first, first + 13)
+    )
     assert tokenizer.vocab_size == first + 13 <= 420
-    assert tokenizer.image_id == first + 5
+    assert tokenizer.token_id("<IMG_CONTEXT>") == first + 5
     with pytest.raises(UserError, match="no token '<nothing>'"):
         tokenizer.token_id("<nothing>")
 
@@ -120,7 +123,7 @@ def test_transformers_reads_the_folder(tokenizer, reference):
     assert reference.eos_token_id == tokenizer.token_id("<|im_end|>")
     assert reference.pad_token_id == tokenizer.token_id("<|endoftext|>")
     assert reference.context_image_token == "<IMG_CONTEXT>"
-    assert reference.context_image_token_id == tokenizer.image_id
+    assert reference.context_image_token_id == tokenizer.token_id("<IMG_CONTEXT>")
     assert (reference.start_image_token, reference.end_image_token) == ("<img>", "</img>")
     assert reference.video_token == "<video>"
     assert len(reference) == tokenizer.vocab_size
@@ -133,7 +136,7 @@ def test_golden_prompt_ids(tokenizer, reference):
         Turn("assistant", "There are 17 zebras."),
         Turn("user", "\n Where is <image>?"),
     )
-    tokens = _tokenise(render(turns, TEMPLATES["internvl2"], [2, 1], 3, open_turn=True), tokenizer)
+    tokens = _tokenise(render(turns, TEMPLATES["internvl2"], [6, 3], open_turn=True), tokenizer)
     ids, supervised, visual = tokens.ids, tokens.supervised, tokens.visual
     prompt = (
         "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
@@ -144,7 +147,7 @@ def test_golden_prompt_ids(tokenizer, reference):
     )
     assert ids.tolist() == reference(prompt)["input_ids"]
     assert tokenizer.decode(ids[supervised], skip_special=False) == "There are 17 zebras.<|im_end|>"
-    assert visual[ids == tokenizer.image_id].tolist() == list(range(9))
+    assert visual[ids == tokenizer.token_id("<IMG_CONTEXT>")].tolist() == list(range(9))
 
 
 @pytest.mark.torch
@@ -159,7 +162,7 @@ def test_the_chat_template_equals_our_rendering(tokenizer, tmp_path, name, syste
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     parts = [dict(message) for message in messages]
     parts[-3]["content"] = [{"type": "image"}, {"type": "text", "text": "It's what?"}]
-    ids = _tokenise(render(turns, TEMPLATES[name], [2], 3, open_turn=True), tokenizer).ids
+    ids = _tokenise(render(turns, TEMPLATES[name], [6], open_turn=True), tokenizer).ids
     for form in (messages, parts):
         text = reference.apply_chat_template(form, tokenize=False, add_generation_prompt=True)
         text = text.replace("<IMG_CONTEXT>", "<img>" + "<IMG_CONTEXT>" * 6 + "</img>")

@@ -4,7 +4,8 @@ import pytest
 import tokenizers
 
 from tests import tiny
-from vlm_jax.data.text.tokenizer import SPECIAL, Border, Tokenizer
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Border, Tokenizer, added_tokens
 from vlm_jax.errors import UserError
 
 TEXTS = [
@@ -30,7 +31,7 @@ def old_form(tmp_path):
 def test_vocabulary_and_merges(old_form):
     tokenizer = Tokenizer.load(old_form)
     assert tokenizer.vocab_size == tiny.tokenizer().vocab_size
-    for token in SPECIAL:
+    for token in added_tokens(TEMPLATES["internvl2"]):
         assert tokenizer.token_id(token) == tiny.tokenizer().token_id(token)
     for text in TEXTS:
         for control in (True, False):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from vlm_jax.data.conversation import IMAGE, Reason, RecordError, Role, Turn
 from vlm_jax.data.formats.schema import SPEAKERS
-from vlm_jax.data.text.templates import frame_marks
+from vlm_jax.data.text.render import frame_marks
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -97,7 +97,7 @@ def with_frames(record: Record, frames: int) -> Record:
 def read_turns(fields: Mapping[str, Any], place: str, images: int) -> tuple[Turn, ...]:
     """The turns of a record in any of the `LAYOUTS`, as many of whose marks as there are images.
 
-    Of a single image the mark may be missing: it then stands before the first question (`templates.render`).
+    Of a single image the mark may be missing: it then stands before the first question (`render.render`).
 
     Args:
       fields: of the record, as JSON gives them; what is None counts as missing.
@@ -170,7 +170,7 @@ def _check_order(turns: list[Turn], speakers: list[tuple[str, str, str, bool]], 
 
 
 def _joined(parts: list[Any], place: str, field: str) -> str:
-    """A chat API's list of parts as one text, as the chat templates of `templates.to_jinja` write it."""
+    """A chat API's list of parts as one text, as the chat templates of `jinja.to_jinja` write it."""
     text, images = "", 0
     for number, part in enumerate(parts):
         name = f"{field}[{number}]"

@@ -105,10 +105,10 @@ def prepare(flags: Any) -> Prepared:
         return _for_model(flags, source)
     template = TEMPLATES[flags.template or "internvl2"]
     if flags.tokenizer:
-        tokenizer = Tokenizer.load(flags.tokenizer).with_image_tokens()
+        tokenizer = Tokenizer.load(flags.tokenizer).with_image_tokens(template)
         lengths = f"the tokenizer in {flags.tokenizer}"
     else:
-        tokenizer = Tokenizer.train(training_text(source, template, TRAINING_RECORDS), VOCABULARY)
+        tokenizer = Tokenizer.train(training_text(source, template, TRAINING_RECORDS), VOCABULARY, template)
         lengths = (
             f"a tokenizer of {tokenizer.vocab_size:,} words trained on this very data, for want of --model or "
             "--tokenizer; another one will count somewhat differently"

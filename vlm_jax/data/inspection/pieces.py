@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from vlm_jax.batch import TEXT
 from vlm_jax.data.prepare import Example
-from vlm_jax.data.text.templates import IMAGE_CONTEXT
 from vlm_jax.data.text.tokenizer import Tokenizer
 
 _WIDEST = 8  # tokens that may make up one character between them
@@ -39,14 +39,14 @@ class Piece(NamedTuple):
 def pieces_of(example: Example, tokenizer: Tokenizer) -> list[Piece]:
     """All tokens of an example in order."""
     ids, found, behind = example.tokens.tolist(), [], []
-    visual = (example.visual >= 0).tolist()
+    visual = (example.visual != TEXT).tolist()
     is_control = functools.cache(functools.partial(_is_control, tokenizer))
     marks = list(zip(visual, example.loss_weights.tolist(), example.branches.tolist(), strict=True))
     start = 0
     while start < len(ids):
         stop = start + 1
         if visual[start]:
-            kind, text, behind = "image", IMAGE_CONTEXT, []
+            kind, text, behind = "image", tokenizer.decode(ids[start:stop], skip_special=False), []
             while stop < len(ids) and marks[stop] == marks[start]:
                 stop += 1
         elif is_control(ids[start]):

@@ -17,6 +17,7 @@ from vlm_jax.errors import UserError
 _EXACT = 1e-6  # what sums of fractions may lack
 
 Sampling = Literal["repeat", "weight", "size", "sqrt_size"]
+Order = Literal["random", "group"]
 
 
 @config_class
@@ -36,6 +37,8 @@ class MixtureConfig:
       tokens: T, tokens of a row; None chooses it from the sizes of the records (`vlm_jax.data.plan.shape`).
       tiles: K, tile slots of a row; None chooses it likewise.
       packing: a row takes as many conversations as fit; otherwise one, so that `rows` counts conversations.
+      order: without packing, which conversations share a batch. `random`: any; `group`: such as all have images, or all
+        have none, and are of like length (`vlm_jax.data.plan.grouping`).
       window: records whose packing is planned at once.
       too_long: what becomes of a conversation of more than `tokens`: it counts as a bad record (`error`), or it is cut
         at the end (`vlm_jax.data.prepare.Preparer`).
@@ -51,8 +54,12 @@ class MixtureConfig:
     packing: bool = True
     window: int = 65536
     too_long: TooLong = "error"
+    # Not in the repr, from which plans of before the field was there have their digests (`Batches.digest`).
+    order: Order = dataclasses.field(default="random", repr=False)
 
     def __post_init__(self) -> None:
+        if self.order == "group" and self.packing:
+            raise UserError("data.order: 'group' is for conversations with a row each; set data.packing to False")
         for field, least in {"rows": 1, "tokens": 1, "tiles": 0, "window": 1, "epoch_records": 0, "cap": 0}.items():
             value = getattr(self, field)
             if value is not None and value < least:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlm_jax.data.sources import PeekableSource, Source, single
-from vlm_jax.data.text.templates import Template, render
+from vlm_jax.data.text.render import render
+from vlm_jax.data.text.templates import Template
 from vlm_jax.errors import UserError
 
 
@@ -23,8 +24,8 @@ def training_text(source: Source, template: Template, at_most: int) -> Iterator[
         part, number = single(source, place)
         try:
             conversation = part.peek(number) if isinstance(part, PeekableSource) else part[number]
-            tiles = [1] * len(conversation.images)
-            spans = render(conversation.turns, template, tiles, 1, independent=conversation.independent)
+            places = [1] * len(conversation.images)
+            spans = render(conversation.turns, template, places, independent=conversation.independent)
         except UserError:
             continue
         yield from (span.text for span in spans if span.image is None)

@@ -1,256 +1,91 @@
-"""Chat templates as data, and `render`, which turns a conversation into spans of text.
+"""Prompt formats as data: what stands around the texts of a conversation, and around its images.
 
-Training masks come from the spans themselves: a span says whether it is supervised, its pieces are tokenised and the
-ids and weights are concatenated. Nothing is tokenised twice to find out where an answer began.
-
-What people write cannot forge the structure of a prompt. Only spans marked `control`, whose text comes from the
-template, are searched for special tokens; the words of a user or of a data set are tokenised with that search turned
-off, so that a typed `<|im_end|>` becomes the tokens of `<`, `|`, `im`, ... and not the end of the turn. Only the
-mark-up of grounding (`<ref>`, `<box>`, `<quad>`) is part of what may be written.
-
-Source: `internvl/conversation.py` and `train/dataset.py` of OpenGVLab/InternVL.
+Sources: `internvl/conversation.py` and `train/dataset.py` of OpenGVLab/InternVL; `llava/conversation.py` and
+`llava/train/train.py` of haotian-liu/LLaVA; `VL/llava/` of 01-ai/Yi; `tinyllava/data/template/` of
+TinyLLaVA/TinyLLaVA_Factory; `pipeline/mimicit_utils/mimicit_dataset.py` and `src/otter_ai/models/fuyu/` of
+Luodian/Otter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from vlm_jax.data.conversation import IMAGE, Role, Turn
+from vlm_jax.data.conversation import Role
 from vlm_jax.errors import UserError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+"""Tokens that may be written in text: grounding mark-up, in InternVL's order."""
+
+Images = Literal["marks", "turn", "prompt"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
-    """A prompt format. A turn is rendered as its role's prefix, the text, `stop`, `after_stop`.
+    r"""A prompt format: what stands around the texts of a conversation, and around its images.
+
+    A turn is its role's prefix, its text, and what closes it. An answer is `answer_lead`, its text, `answer_tail` and
+    `stop`, all of which the model learns, then `after_stop`. The open header of an answer is its prefix alone.
 
     Attributes:
       name: key in `TEMPLATES`.
-      system: system text where the conversation brings none.
-      prefixes: what opens a turn, by role.
-      stop: the token that ends a turn; generation stops at it, and it is supervised in answers.
-      after_stop: what follows the stop token; never supervised.
-      begin: what opens the whole prompt (a bos token, and what the reference's tokenizer puts behind it).
+      system: system text where the conversation brings none; with None nothing of a system turn stands there then.
+      prefixes: what opens a turn, by role; a format without a place for a system text has none for it.
+      stop: what ends an answer; generation stops at it.
+      after_stop: what follows the stop; never supervised.
+      closings: what closes a system or user turn, where that is not `stop` and `after_stop`.
+      answer_lead, answer_tail: what stands before and behind the text of an answer.
+      bos: a token before the prompt that is no part of its text: what follows is tokenised as a text's beginning.
+      begin: what opens the text of the prompt.
       strip: white space around every message is removed.
+      system_within: a system text stands inside the first user's turn, behind its prefix.
+      captions: the format is a caption behind its images: of the one question only the images stand there.
+      images: where images stand. `marks`: at their marks. `turn`: an image alone in its turn is moved to the front of
+        it, with a newline behind it, and the rest is stripped (LLaVA's `preprocess_multimodal`). `prompt`: before the
+        whole prompt; what is left of their turns is stripped.
+      image_start, image_end: tokens around the tokens of an image; empty where there are none.
+      image_context: the token in whose places visual tokens go.
+      row_token: the token at the end of every row of an image's patches, where the format has one.
+      control: tokens of the format besides those of images, which a tokenizer must have.
+      markup: tokens for grounding that its tokenizers have besides.
     """
 
     name: str
-    system: str
-    prefixes: dict[Role, str]
+    system: str | None
+    prefixes: Mapping[Role, str]
     stop: str
     after_stop: str = ""
+    closings: Mapping[Role, str] = dataclasses.field(default_factory=dict)
+    answer_lead: str = ""
+    answer_tail: str = ""
+    bos: str = ""
     begin: str = ""
     strip: bool = False
+    system_within: bool = False
+    captions: bool = False
+    images: Images = "marks"
+    image_start: str = IMAGE_START
+    image_end: str = IMAGE_END
+    image_context: str = IMAGE_CONTEXT
+    row_token: str | None = None
+    control: tuple[str, ...] = ()
+    markup: tuple[str, ...] = MARKUP
+
+    def __post_init__(self) -> None:
+        if self.system is not None and "system" not in self.prefixes:
+            raise UserError(f"the prompt format '{self.name}' has no place for a system text")
 
     @property
-    def control(self) -> tuple[str, ...]:
-        """The tokens that open and end turns."""
-        return tuple(dict.fromkeys(re.findall(r"<\|\w+\|>", "".join((*self.prefixes.values(), self.stop)))))
+    def image_tokens(self) -> tuple[str, ...]:
+        """The tokens that stand for an image, or around it."""
+        named = (self.image_start, self.image_end, self.image_context, self.row_token)
+        return tuple(token for token in named if token)
 
-
-class Span(NamedTuple):
-    """A piece of a rendered conversation.
-
-    Attributes:
-      text: its text; empty where an image stands.
-      supervised: the model learns to write it.
-      image: number of the image whose visual tokens stand here, or None.
-      control: the text is the template's own, so special tokens in it are special.
-      placeholders: number of visual tokens, tiles * tokens per tile (0 for text).
-      branch: number of the independent question that it belongs to, from 1; 0 is what all of them share.
-    """
-
-    text: str
-    supervised: bool = False
-    image: int | None = None
-    control: bool = False
-    placeholders: int = 0
-    branch: int = 0
-
-
-def render(
-    turns: Sequence[Turn],
-    template: Template,
-    tiles_per_image: Sequence[int],
-    tokens_per_tile: int,
-    *,
-    open_turn: bool = False,
-    independent: bool = False,
-) -> list[Span]:
-    r"""Renders a conversation.
-
-    If there are images and no user turn holds an `<image>` mark, `<image>\n` is put before the first user turn. Marks
-    in system or assistant text are plain text.
-
-    Args:
-      turns: an optional system turn, then user and assistant in turn. A system turn replaces the template's text.
-      template: the prompt format.
-      tiles_per_image: number of tiles of every image, in the order of the marks.
-      tokens_per_tile: number of visual tokens of one tile.
-      open_turn: end with the open header of an answer, for generation; the last turn must be the user's.
-      independent: every question with its answer is a branch of its own; all up to the last image of the first
-        question is shared, and the white space behind that image stands before every other question too.
-
-    Raises:
-      UserError: roles out of order, not as many marks as images, or independent questions of which one is not answered
-        or has an image of its own, or whose images stand behind the first question's text.
-    """
-    system, dialogue = _split_system(turns, template)
-    _check_roles(dialogue, open_turn)
-    texts = _place_marks(dialogue, len(tiles_per_image))
-
-    spans = [Span(template.begin + template.prefixes["system"], control=True), Span(system)]
-    spans += _close(template)
-    texts = [_strip(text, template) for text in texts]
-    placeholders = enumerate(tiles * tokens_per_tile for tiles in tiles_per_image)
-    if independent:
-        spans += _branches(texts, template, placeholders, open_turn)
-    else:
-        for turn, text in zip(dialogue, texts, strict=True):
-            spans += _turn(turn.role, text, template, placeholders)
-    if open_turn:
-        spans.append(Span(template.prefixes["assistant"], control=True))
-    return [span for span in spans if span.text or span.image is not None]
-
-
-def _turn(role: Role, text: str, template: Template, placeholders: Iterator[tuple[int, int]]) -> list[Span]:
-    """The spans of one turn; takes the next images for the marks of a user's."""
-    answer = role == "assistant"
-    body = [Span(text, supervised=True)] if answer else _user_text(text, placeholders)
-    return [Span(template.prefixes[role], control=True), *body, *_close(template, supervised=answer)]
-
-
-def _user_text(text: str, placeholders: Iterator[tuple[int, int]]) -> list[Span]:
-    first, *others = text.split(IMAGE)
-    spans = [Span(first)]
-    for other in others:
-        spans += [*_image_spans(*next(placeholders)), Span(other)]
-    return spans
-
-
-def _branches(
-    texts: Sequence[str], template: Template, placeholders: Iterator[tuple[int, int]], open_turn: bool
-) -> list[Span]:
-    """The user's header with the images, then every question with its answer as a branch."""
-    if open_turn or len(texts) % 2:
-        raise UserError("independent questions must all be answered")
-    if any(IMAGE in text for text in texts[2::2]):
-        raise UserError("independent questions share the images of the first; a later one has an image of its own")
-    head, mark, first = texts[0].rpartition(IMAGE)
-    if mark and not first.strip():
-        raise UserError("independent questions: the images must stand before the first question's text")
-    gap = first[: len(first) - len(first.lstrip())] if mark else ""
-    questions = [first, *(gap + text for text in texts[2::2])]
-    spans = [Span(template.prefixes["user"], control=True), *_user_text(head + mark, placeholders)]
-    for branch, (question, answer) in enumerate(zip(questions, texts[1::2], strict=True), start=1):
-        own = [Span(question), *_close(template), *_turn("assistant", answer, template, placeholders)]
-        spans += [span._replace(branch=branch) for span in own]
-    return spans
-
-
-def frame_marks(frames: int, training: bool = False) -> str:
-    r"""The text that stands for a video of so many frames: a line with a mark for each, `Frame1: <image>\nFrame2: ...`.
-
-    It ends without a newline. InternVL's trainer writes `Frame-1: <image>` (`video_get_item` in
-    `internvl/train/internvl_chat_finetune.py`); its paper and model cards, and the processor of `transformers`, ask
-    with `Frame1: <image>`. A frame is one tile: prepare it with a `max_tiles` of 1.
-    """
-    dash = "-" if training else ""
-    return "\n".join(f"Frame{dash}{number}: {IMAGE}" for number in range(1, frames + 1))
-
-
-def to_jinja(template: Template) -> str:
-    r"""The same format as a `chat_template.jinja` for `transformers`.
-
-    Message contents are strings with `<image>` marks or lists of `{"type": "image"}`, `{"type": "video"}` and
-    `{"type": "text"}` parts; an image part renders as the context token and a newline, which the processor expands to
-    `<img>...</img>`. Where messages are stripped, a list is stripped as a whole, because `render` sees it as one text.
-    """
-    trim = " | trim" if template.strip else ""
-    close = _quote(template.stop + template.after_stop)
-    prefixes = {role: _quote(prefix) for role, prefix in template.prefixes.items()}
-    return (
-        f"{{{{- {_quote(template.begin)} }}}}"
-        "{%- if messages[0]['role'] != 'system' %}"
-        f"{{{{- {prefixes['system']} + {_quote(template.system)} + {close} }}}}"
-        "{%- endif %}"
-        "{%- for message in messages %}"
-        f"{{{{- {{'system': {prefixes['system']}, 'user': {prefixes['user']}, "
-        f"'assistant': {prefixes['assistant']}}}[message['role']] }}}}"
-        "{%- set text %}"
-        "{%- if message['content'] is string %}"
-        "{%- if message['role'] == 'user' %}"
-        f"{{{{- message['content'] | replace('{IMAGE}', '{IMAGE_CONTEXT}') }}}}"
-        "{%- else %}"
-        "{{- message['content'] }}"
-        "{%- endif %}"
-        "{%- else %}"
-        "{%- for part in message['content'] %}"
-        f"{{%- if part['type'] == 'image' %}}{{{{- '{IMAGE_CONTEXT}\\n' }}}}"
-        "{%- elif part['type'] == 'video' %}{{- '<video>\\n' }}"
-        "{%- elif part['type'] == 'text' %}{{- part['text'] }}"
-        "{%- endif %}"
-        "{%- endfor %}"
-        "{%- endif %}"
-        "{%- endset %}"
-        f"{{{{- text{trim} + {close} }}}}"
-        "{%- endfor %}"
-        f"{{%- if add_generation_prompt %}}{{{{- {prefixes['assistant']} }}}}{{%- endif %}}"
-    )
-
-
-def _split_system(turns: Sequence[Turn], template: Template) -> tuple[str, Sequence[Turn]]:
-    if turns and turns[0].role == "system":
-        return _strip(turns[0].text, template), turns[1:]
-    return template.system, turns
-
-
-def _check_roles(dialogue: Sequence[Turn], open_turn: bool) -> None:
-    for number, turn in enumerate(dialogue):
-        expected = "assistant" if number % 2 else "user"
-        if turn.role != expected:
-            raise UserError(f"turn {number + 1} after the system text must be the {expected}'s, got '{turn.role}'")
-    if not dialogue:
-        raise UserError("the conversation has no turns")
-    if open_turn and dialogue[-1].role != "user":
-        raise UserError("nothing to answer: the last turn must be the user's")
-
-
-def _place_marks(dialogue: Sequence[Turn], images: int) -> list[str]:
-    """The turns' texts, with a mark put before the first one if no user turn has any."""
-    texts = [turn.text for turn in dialogue]
-    marks = sum(turn.text.count(IMAGE) for turn in dialogue if turn.role == "user")
-    if images and not marks:
-        texts[0] = f"{IMAGE}\n{texts[0]}"
-        marks = 1
-    if marks != images:
-        raise UserError(f"the text has {marks} {IMAGE} mark(s) for {images} image(s)")
-    return texts
-
-
-def _image_spans(image: int, placeholders: int) -> list[Span]:
-    return [
-        Span(IMAGE_START, control=True),
-        Span("", image=image, placeholders=placeholders),
-        Span(IMAGE_END, control=True),
-    ]
-
-
-def _close(template: Template, supervised: bool = False) -> list[Span]:
-    return [Span(template.stop, supervised, control=True), Span(template.after_stop, control=True)]
-
-
-def _strip(text: str, template: Template) -> str:
-    return text.strip() if template.strip else text
-
-
-def _quote(text: str) -> str:
-    """A Jinja string literal."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    def closing(self, role: Role) -> str:
+        """What stands behind the text of a system or user turn."""
+        return self.closings.get(role, self.stop + self.after_stop)
 
 
 _CHATML: dict[Role, str] = {
@@ -258,6 +93,7 @@ _CHATML: dict[Role, str] = {
     "user": "<|im_start|>user\n",
     "assistant": "<|im_start|>assistant\n",
 }
+_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 _INTERNVL2_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
@@ -265,29 +101,131 @@ _INTERNVL2_5_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        # InternVL2 with a Qwen2 decoder (upstream name Hermes-2): nothing after <|im_end|>.
-        Template(name="internvl2", system=_INTERNVL2_SYSTEM, prefixes=_CHATML, stop="<|im_end|>"),
-        Template(
-            name="internlm2-chat",
-            system=_INTERNVL2_SYSTEM,
-            prefixes=_CHATML,
-            stop="<|im_end|>",
-            begin="<s>",
-            strip=True,
-        ),
-        Template(
-            name="phi3",
-            system=_INTERNVL2_SYSTEM,
-            # What Phi-3's slow tokenizer, with which it was trained, puts before every prompt: <s> and a lone "▁". (The
-            # lengths that `preprocess_phi3` reckons with fit a conversation of several turns in no other way.)
-            begin="<s> ",
-            prefixes={"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"},
-            stop="<|end|>",
-        ),
-        Template(name="internvl2_5", system=_INTERNVL2_5_SYSTEM, prefixes=_CHATML, stop="<|im_end|>", after_stop="\n"),
-    )
-}
+_INTERNVL = (
+    # InternVL2 with a Qwen2 decoder (upstream name Hermes-2): nothing after <|im_end|>.
+    Template(
+        name="internvl2",
+        system=_INTERNVL2_SYSTEM,
+        prefixes=_CHATML,
+        stop="<|im_end|>",
+        control=_CHATML_TOKENS,
+    ),
+    Template(
+        name="internlm2-chat",
+        system=_INTERNVL2_SYSTEM,
+        prefixes=_CHATML,
+        stop="<|im_end|>",
+        begin="<s>",
+        strip=True,
+        control=_CHATML_TOKENS,
+    ),
+    Template(
+        name="phi3",
+        system=_INTERNVL2_SYSTEM,
+        # What Phi-3's slow tokenizer, with which it was trained, puts before every prompt: <s> and a lone "▁". (The
+        # lengths that `preprocess_phi3` reckons with fit a conversation of several turns in no other way.)
+        begin="<s> ",
+        prefixes={"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"},
+        stop="<|end|>",
+        control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    Template(
+        name="internvl2_5",
+        system=_INTERNVL2_5_SYSTEM,
+        prefixes=_CHATML,
+        stop="<|im_end|>",
+        after_stop="\n",
+        control=_CHATML_TOKENS,
+    ),
+)
+
+# LLaVA replaces one text by the image's features and adds no token to the vocabulary; a token of that name serves here.
+_LLAVA_IMAGE: dict[str, Any] = dict(image_start="", image_end="", image_context="<image>", markup=(), images="turn")
+
+_VICUNA = Template(
+    name="vicuna_v1",
+    system="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    prefixes={"system": "", "user": "USER: ", "assistant": "ASSISTANT:"},
+    closings={"system": " ", "user": " "},
+    answer_lead=" ",
+    stop="</s>",
+    bos="<s>",
+    control=("<s>", "</s>"),
+    **_LLAVA_IMAGE,
+)
+
+_LLAVA = (
+    # LLaVA-1, 1.5 and NeXT with Vicuna, and TinyLLaVA's `llama`; nothing stands between </s> and the next USER.
+    _VICUNA,
+    # The same with the end token of Phi-2 and StableLM-2, whose tokenizers put nothing before a prompt, and of Gemma.
+    dataclasses.replace(_VICUNA, name="phi", stop="<|endoftext|>", bos="", control=("<|endoftext|>",)),
+    dataclasses.replace(_VICUNA, name="gemma", stop="<eos>", bos="<bos>", control=("<bos>", "<eos>")),
+    # The first stage of all of these (TinyLLaVA's `pretrain`). `preprocess_plain` supervises the whole caption.
+    Template(
+        name="plain",
+        system=None,
+        prefixes={"user": "", "assistant": ""},
+        closings={"user": ""},
+        stop="\n",
+        bos="<s>",
+        captions=True,
+        control=("<s>",),
+        **_LLAVA_IMAGE,
+    ),
+    # LLaVA-NeXT with Mistral (`mistral_instruct`). The model learns the space behind an answer as well.
+    Template(
+        name="mistral_instruct",
+        system=None,
+        prefixes={"system": "<<SYS>>\n", "user": "[INST] ", "assistant": ""},
+        closings={"system": "\n<</SYS>>\n\n", "user": " [/INST]"},
+        system_within=True,
+        answer_lead=" ",
+        answer_tail=" ",
+        stop="</s>",
+        bos="<s>",
+        control=("<s>", "</s>"),
+        **_LLAVA_IMAGE,
+    ),
+    # LLaVA-NeXT with Nous-Hermes-2-Yi-34B.
+    Template(
+        name="chatml_direct",
+        system="Answer the questions.",
+        prefixes=_CHATML,
+        stop="<|im_end|>",
+        control=_CHATML_TOKENS,
+        **_LLAVA_IMAGE,
+    ),
+    # Yi-VL (`mm_default`). Its trainer also supervises `### Assistant:` and the first two tokens of `### Human:`, which
+    # every prompt brings; here it is the answer with its stop.
+    Template(
+        name="yi_vl",
+        system="This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI assistant. "
+        "Read all the images carefully, and respond to the human's questions with informative, helpful, detailed and "
+        "polite answers. 这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
+        "仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。",
+        prefixes={"system": "", "user": "Human: ", "assistant": "Assistant:"},
+        closings={"system": "\n\n### ", "user": "\n### "},
+        answer_lead=" ",
+        answer_tail="\n",
+        stop="###",
+        after_stop=" ",
+        control=("###",),
+        **{**_LLAVA_IMAGE, "image_context": "<image_placeholder>"},
+    ),
+    # Fuyu as OtterHD tunes it: <s> stands behind the image, and \x04 begins an answer.
+    Template(
+        name="fuyu",
+        system=None,
+        prefixes={"user": "User:", "assistant": "Assistant:\x04"},
+        closings={"user": " "},
+        answer_lead=" ",
+        stop="|ENDOFTEXT|",
+        bos="<s>",
+        control=("<s>", "|ENDOFTEXT|"),
+        **{**_LLAVA_IMAGE, "image_context": "|SPEAKER|", "row_token": "|NEWLINE|", "images": "prompt"},
+    ),
+)
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in (*_INTERNVL, *_LLAVA)}
 """Prompt formats by name. Mini-InternVL 1B, 2B and 4B use `internvl2`, `internlm2-chat` and `phi3`."""

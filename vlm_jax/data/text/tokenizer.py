@@ -20,16 +20,21 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
+from vlm_jax.data.text.jinja import to_jinja
 from vlm_jax.data.text.segments import Segments
-from vlm_jax.data.text.templates import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, Template, to_jinja
+from vlm_jax.data.text.templates import MARKUP, TEMPLATES, Template
 from vlm_jax.data.text.tokenizer_files import byte_level_bpe, read_backend, read_object
 from vlm_jax.errors import UserError
 
-MARKUP = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-"""Tokens that may be written in text: grounding mark-up, in InternVL's order."""
+_PAD = "<|endoftext|>"
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP, "<video>")
-"""All added tokens of a trained tokenizer, in the order of their ids, which follow the base vocabulary."""
+
+def added_tokens(template: Template) -> tuple[str, ...]:
+    """All added tokens of a tokenizer that is trained for a prompt format, in the order of their ids.
+
+    The ids follow the base vocabulary. The first pads.
+    """
+    return tuple(dict.fromkeys((_PAD, *template.control, *template.image_tokens, *template.markup, "<video>")))
 
 
 class Border(enum.Enum):
@@ -46,7 +51,6 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids, added tokens included.
-      image_id: id of `<IMG_CONTEXT>`, which stands in the token row where a visual token goes.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
@@ -75,40 +79,41 @@ class Tokenizer:
         return cls(read_backend(folder), _read_config(folder / "tokenizer_config.json"))
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, template: Template = TEMPLATES["internvl2"]) -> Tokenizer:
         """Trains a byte-level BPE tokenizer with Qwen2's splitting (numbers go digit by digit).
 
         Args:
           texts: the training text; added tokens in it are not learned from. Equal texts give equal tokenizers.
-          vocab_size: upper limit on the number of ids, added tokens included; at least 256 + 13.
+          vocab_size: upper limit on the number of ids, added tokens included; at least 256 and `added_tokens`.
+          template: the prompt format whose tokens are added.
 
         Raises:
           UserError: `vocab_size` does not hold the 256 bytes and the added tokens.
         """
-        smallest = 256 + len(SPECIAL)
+        added = added_tokens(template)
+        smallest = 256 + len(added)
         if vocab_size < smallest:
             raise UserError(f"vocab_size: must be at least {smallest} (bytes and special tokens), got {vocab_size}")
         backend = byte_level_bpe(models.BPE())
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - len(SPECIAL),
+            vocab_size=vocab_size - len(added),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        backend.train_from_iterator(_without_special(texts), trainer)
-        for token in SPECIAL:  # one by one: a call adds tokens of one kind, and the order of the ids is fixed
+        backend.train_from_iterator(_without(added, texts), trainer)
+        for token in added:  # one by one: a call adds tokens of one kind, and the order of the ids is fixed
             backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
-        return cls(backend, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+        stop = template.stop if template.stop in added else _PAD
+        return cls(backend, {"eos_token": stop, "pad_token": _PAD})
 
-    def with_image_tokens(self, control: Sequence[str] = ()) -> Tokenizer:
-        """The same tokenizer with InternVL's nine tokens for images and grounding behind its vocabulary.
+    def with_image_tokens(self, template: Template = TEMPLATES["internvl2"]) -> Tokenizer:
+        """The same tokenizer with the tokens of a prompt format behind its vocabulary: images, grounding, turns.
 
-        Those that it has already stay where they are. Order of the ids: `internvl/train/internvl_chat_finetune.py`.
-
-        Args:
-          control: tokens of a prompt format (`Template.control`) that come behind the nine.
+        Those that it has already stay where they are. Order of the ids of InternVL's nine tokens for images and
+        grounding: `internvl/train/internvl_chat_finetune.py`.
         """
         backend = tokenizers.Tokenizer.from_str(self.to_json())
-        for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP, *control):
+        for token in (*template.image_tokens, *template.markup, *template.control):
             if backend.token_to_id(token) is None:
                 backend.add_tokens([AddedToken(token, special=token not in MARKUP, normalized=False)])
         return Tokenizer(backend, self._config)
@@ -119,17 +124,18 @@ class Tokenizer:
         Args:
           folder: created if missing; its `tokenizer*.json`, `special_tokens_map.json` and `chat_template.jinja` are
             replaced.
-          template: the prompt format that `chat_template.jinja` renders.
+          template: the prompt format that `chat_template.jinja` renders. Its image tokens get the names by which the
+            processors of `transformers` ask for them (InternVL's three where it surrounds images, else LLaVA's one).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         named = {
-            "start_image_token": IMAGE_START,
-            "end_image_token": IMAGE_END,
-            "context_image_token": IMAGE_CONTEXT,
+            "start_image_token": template.image_start,
+            "end_image_token": template.image_end,
+            "context_image_token" if template.image_start else "image_token": template.image_context,
             "video_token": "<video>",
         }
-        named = {key: token for key, token in named.items() if self._backend.token_to_id(token) is not None}
+        named = {key: token for key, token in named.items() if token and self._backend.token_to_id(token) is not None}
         main = {key: self._config[key] for key in ("bos_token", "eos_token", "pad_token") if self._config.get(key)}
         config = {
             "model_max_length": 32768,
@@ -209,6 +215,17 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no token '{token}'")
         return found
 
+    def stop_id(self, template: Template) -> int:
+        """Id of the token at which generation stops in a prompt format.
+
+        Raises:
+          UserError: the vocabulary has no one token for the format's stop.
+        """
+        ids, _ = self.encode_behind(Border.TEXT, [(template.stop, True)])
+        if len(ids) != 1 or self.decode(ids, skip_special=False) != template.stop:
+            raise UserError(f"the tokenizer has no token {template.stop!r}, which ends an answer in '{template.name}'")
+        return ids[0]
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids. `skip_special` drops control tokens; mark-up always stays."""
         numbers = [int(number) for number in ids]
@@ -220,11 +237,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
-
-    @functools.cached_property
-    def image_id(self) -> int:
-        """Id of `<IMG_CONTEXT>`."""
-        return self.token_id(IMAGE_CONTEXT)
 
     def to_json(self) -> str:
         """The tokenizer as the text of `tokenizer.json`; equal tokenizers have equal texts."""
@@ -263,8 +275,8 @@ def _with_free_markup(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
-def _without_special(texts: Iterable[str]) -> Iterator[str]:
-    pattern = re.compile("|".join(map(re.escape, SPECIAL)))
+def _without(tokens: Iterable[str], texts: Iterable[str]) -> Iterator[str]:
+    pattern = re.compile("|".join(map(re.escape, tokens)))
     for text in texts:
         yield from pattern.split(text)
 
