@@ -36,6 +36,7 @@ class PatchProjectionConfig:
     image_size: ClassVar[None] = None
     first_patch: ClassVar[int] = 0
     drop_path: ClassVar[float] = 0.0
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "width", "patches"):
