@@ -254,12 +254,18 @@ class Recipe:
         system = self.system if stage.image_size is None else self.system.resized(stage.image_size)
         return system if stage.template is None else dataclasses.replace(system, template=stage.template)
 
+    @property
+    def models(self) -> Models:
+        """The models that objectives work on, for the system's own size of tiles."""
+        assert self.system is not None, "the recipe's system was not taken from its start"
+        return Models(self.system.model, self.teacher, self.compute)
+
     def models_in(self, stage: Stage) -> Models:
-        """The models that a stage's objective works on."""
+        """The models that a stage's objective works on: those of the stage's size of tiles."""
         teacher = self.teacher
         if teacher is not None and stage.image_size is not None:
             teacher = dataclasses.replace(teacher, vision=teacher.vision.resized(stage.image_size))
-        return Models(self.system_in(stage).model, teacher, self.compute)
+        return dataclasses.replace(self.models, student=self.system_in(stage).model, teacher=teacher)
 
 
 def recipe_config(**fields: Any) -> Any:
