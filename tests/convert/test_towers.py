@@ -397,6 +397,21 @@ def test_layouts_of_internvl_refuse_other_towers():
         internvl_chat.write_config(system_with(mean=(0.5, 0.5, 0.5)), **IDS)
 
 
+def test_the_feature_layer_of_a_written_system():
+    system = system_with(feature_layer=-2)
+    hf = internvl_hf.write_config(system, **IDS)
+    images = internvl_hf.processor_files(system)["preprocessor_config.json"]
+    assert hf["vision_feature_layer"] == -2
+    assert internvl_hf.read_config(hf, images).model.vision == system.model.vision
+    plain = dataclasses.replace(system.model.vision, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    system = dataclasses.replace(system, model=dataclasses.replace(system.model, vision=plain))
+    chat = internvl_chat.write_config(system, **IDS)
+    assert chat["select_layer"] == -2
+    assert internvl_chat.read_config(chat, {}).model.vision == plain
+    with pytest.raises(UserError, match="vision_feature_layer must be a whole number, is 'last'"):
+        internvl_hf.read_config({**hf, "vision_feature_layer": "last"}, images)
+
+
 def test_pixel_statistics_of_a_written_system():
     system = system_with(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
     config = internvl_hf.write_config(system, **IDS)

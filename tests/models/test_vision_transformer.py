@@ -1,6 +1,7 @@
 """Sizes and switches of the vision transformer; `tests/convert/test_towers.py` compares its numbers with others'."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,21 +103,22 @@ def small(name, **fields):
 def test_layers_behind_the_feature_layer_are_held_and_not_run(name):
     vision, params, tiles = small(name, drop_path=0.5)
 
-    def run(layer, params=params, key=None, **compute):
-        config = dataclasses.replace(vision, feature_layer=layer)
-        return VisionTransformer(config, Compute(**compute)).apply({"params": params}, tiles, drop_key=key, capture=2)
+    @partial(jax.jit, static_argnums=0)
+    def run(layer, params=params, key=None):
+        tower = VisionTransformer(dataclasses.replace(vision, feature_layer=layer), Compute(scan_layers=layer == 2))
+        return tower.apply({"params": params}, tiles, drop_key=key, capture=layer < 2 and 2)
 
     states, captured = {}, {}
     for layer in (-1, -2, -3, -4):
         states[layer], captured[layer] = run(layer)
-    np.testing.assert_array_equal(states[-2], captured[-1][0])
+    equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    equal(states[-2], captured[-1][0])
     np.testing.assert_array_equal(captured[-2][-1], states[-2])  # of those that are run
-    np.testing.assert_array_equal(captured[-2][0], states[-3])
+    equal(captured[-2][0], states[-3])
     assert len(captured[-4]) == 0
-    np.testing.assert_array_equal(run(2)[0], states[-2])
+    equal(run(2)[0], states[-2])  # layer by layer in a scan
     assert np.abs(states[-2] - states[-1]).max() > 0.1
     assert np.array_equal(captured[-1][-1], states[-1]) == vision.pooling_norm  # else `final_norm` has been passed
-    np.testing.assert_allclose(run(-2, scan_layers=True)[0], states[-2], rtol=1e-4, atol=1e-4)
 
     config = dataclasses.replace(vision, feature_layer=-2)
     assert tower_shapes(config) == tower_shapes(vision)
@@ -131,7 +133,8 @@ def test_layers_behind_the_feature_layer_are_held_and_not_run(name):
 
     # A layer keeps its rate of drop path: what falls out of the tower's front does not depend on its end.
     key = jax.random.key(1)
-    np.testing.assert_array_equal(run(-2, key=key)[0], run(-1, key=key)[1][0])
+    equal(run(-2, key=key)[0], run(-1, key=key)[1][0])
+    assert np.abs(run(-2, key=key)[0] - states[-2]).max() > 0.1
 
 
 def test_another_grid_than_the_tables():
@@ -146,7 +149,7 @@ def test_another_grid_than_the_tables():
     given = dict(params)
     given["position_embedding"] = resize_positions(params["position_embedding"], 4, (2, 8), class_token=True)
     fixed = np.asarray(tower.apply({"params": given}, tiles)[0])
-    np.testing.assert_allclose(wide, fixed, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(wide, fixed, rtol=1e-4, atol=1e-3)  # of numbers around 100
 
 
 def test_a_model_without_class_token_hands_on_every_patch():
