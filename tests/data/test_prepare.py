@@ -6,8 +6,13 @@ import pytest
 from vlm_jax.data.augment import reencode
 from vlm_jax.data.conversation import Conversation, RecordError, Turn
 from vlm_jax.data.images import decode_image
+from vlm_jax.data.layouts.any_res import AnyRes
 from vlm_jax.data.layouts.closest_aspect import ClosestAspect
+from vlm_jax.data.layouts.native import NativeRaster
 from vlm_jax.data.layouts.patches import patchify, unpatchify
+from vlm_jax.data.prepare import Preparer
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 
 
@@ -215,3 +220,45 @@ def test_pixels_that_make_no_whole_patch_are_dropped(preparer, conversation):
     assert example.tile_grid.tolist() == [[2, 2]] * len(example.patches)
     pixels = preparer.layout.cut_tiles(decode_image(conversation.images[0], "x"))
     np.testing.assert_array_equal(example.patches[: len(pixels)], patchify(pixels[:, :24, :24], 12))
+
+
+def of_format(name, layout, patch_size, tokens_per_tile):
+    template = TEMPLATES[name]
+    tokenizer = Tokenizer.train(["USER: is it a dog? ASSISTANT: yes"] * 3, 300, template)
+    return Preparer(tokenizer, template, layout, patch_size, tokens_per_tile, 400)
+
+
+def test_rows_of_patches_end_with_their_token(png):
+    """Fuyu: the image before the prompt, |NEWLINE| behind every row of |SPEAKER|, then <s>."""
+    preparer = of_format("fuyu", NativeRaster(patch_size=10, slot=4), 10, 4)
+    turns = (Turn("user", "What is <image>it?"), Turn("assistant", "A dog."))
+    record = Conversation(turns, (png(25, 20),), "f", "t")
+    example, words = preparer(record), preparer.tokenizer
+    patch, row, begin = map(words.token_id, ("|SPEAKER|", "|NEWLINE|", "<s>"))
+    image = [patch, patch, patch, row] * 2
+    assert example.tokens.tolist() == [
+        *image, begin, *words.encode("User:What is it? Assistant:\x04"), *words.encode(" A dog."),
+        words.token_id("|ENDOFTEXT|"),
+    ]  # fmt: skip
+    assert example.visual[:10].tolist() == [0, 1, 2, -1, 3, 4, 5, -1, -1, -1]
+    assert words.decode(example.tokens[example.loss_weights > 0], skip_special=False) == " A dog.|ENDOFTEXT|"
+    # Cut at the end, it keeps the image with its last row's end, and one token of the answer.
+    assert preparer.measure(record).least == int((example.loss_weights > 0).argmax()) + 1
+    reversed_ = dataclasses.replace(preparer, template=dataclasses.replace(preparer.template, row_token=None))
+    with pytest.raises(UserError, match=r"'fuyu' has none for it \(row_token\)"):
+        reversed_(record)
+
+
+def test_what_stands_for_an_image_is_the_format_s(png):
+    """LLaVA-NeXT: learned newlines too are <image> in the row of tokens, and nothing stands around it."""
+    preparer = of_format("vicuna_v1", AnyRes(tile_size=20), 10, 4)
+    record = Conversation((Turn("user", "Is it?\n<image>"), Turn("assistant", "Yes")), (png(40, 20),), "n", "t")
+    example, words = preparer(record), preparer.tokenizer
+    image = words.token_id("<image>")
+    places = np.flatnonzero(example.tokens == image)
+    assert (np.diff(places) == 1).all()
+    assert example.visual[places].tolist() == preparer.layout.place(40, 20, 4).tolist()
+    assert (example.visual[places] < -1).sum() == 2  # a newline behind each of two rows
+    assert words.decode(example.tokens[: places[0]], skip_special=False).endswith("user's questions. USER: ")
+    assert words.decode(example.tokens[places[-1] + 1 :], skip_special=False) == "\nIs it? ASSISTANT: Yes</s>"
+    assert example.tokens[0] == words.token_id("<s>")

@@ -197,6 +197,11 @@ class Preparer:
     ) -> _Tokens:
         """The whole prompt as tokens."""
         images = [layout.place(*size, self.tokens_per_tile) for size in sizes]
+        if self.template.row_token is None and any((tokens == ROW_TOKEN).any() for tokens in images):
+            raise UserError(
+                f"the image layout ends rows of patches with a token, and the prompt format '{self.template.name}' "
+                "has none for it (row_token)"
+            )
         with _told(conversation, "turns"):
             spans = render(
                 conversation.turns,

@@ -17,7 +17,7 @@ def to_jinja(template: Template) -> str:
     closings = {role: template.closing(role) for role in template.prefixes}
     closings["assistant"] = template.answer_tail + template.stop + template.after_stop
     heads = {**template.prefixes, "assistant": template.prefixes["assistant"] + template.answer_lead}
-    own = "" if template.system is None else heads["system"] + template.system + closings["system"]
+    own = [""] if template.system is None else [heads["system"], template.system, closings["system"]]
     opening = "{{- opening }}"
     return "".join(
         (
@@ -27,7 +27,7 @@ def to_jinja(template: Template) -> str:
             f"{{{{- {_quote(template.bos + template.begin)} }}}}",
             "{%- set opening %}",
             f"{{%- if given %}}{_turn(template, 'messages[0]', heads, closings)}",
-            f"{{%- else %}}{{{{- {_quote(own)} }}}}{{%- endif %}}",
+            f"{{%- else %}}{{{{- {' + '.join(map(_quote, own))} }}}}{{%- endif %}}",
             "{%- endset %}",
             "" if template.system_within else opening,
             "{%- for message in (messages[1:] if given else messages) %}",
