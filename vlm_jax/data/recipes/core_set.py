@@ -106,7 +106,7 @@ def select(samples: Sequence[Sample], rules: Rules) -> CoreSet:
     """
     _check(samples, rules)
     find = _Finder(keyword for keywords in rules.concepts.values() for keyword in keywords)
-    found = [find("\n".join(text for pair in sample.questions for text in pair)) for sample in samples]
+    found = [set().union(*(find(text) for pair in sample.questions for text in pair)) for sample in samples]
     frequency = Counter(keyword for keywords in found for keyword in keywords)
     kept = {keyword: count for keyword, count in sorted(frequency.items()) if count >= rules.min_frequency}
     ranked = _ranked(samples, found, kept, rules)
