@@ -1,8 +1,8 @@
 """From words with places to text in reading order: words to lines, lines to paragraphs, by geometry alone.
 
 1. *Upright.* The page's angle is the median of the words' own angles. Where they have none, it is the one of -20,
-   -19.5, ... 20 degrees at which the most pairs of words stand at one height, if they are a fifth more than at 0 degrees
-   and there are at least eight words. Everything is turned back by it.
+   -19.5, ... 20 degrees at which the most pairs of words stand at one height, if there are at least eight words, and a
+   fifth more such pairs than at 0 degrees. Everything is turned back by it.
 2. *Lines.* From left to right, a word joins the line whose last word is nearest, if both overlap in height by half of
    the smaller one, the gap between them is at most 1.5 times the smaller height, and neither is more than three times
    as high as the other. A word without letters and digits (a dash, a full stop) has its neighbour's height here.
