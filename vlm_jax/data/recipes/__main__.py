@@ -16,7 +16,7 @@ RECIPES = {
     "coco": "COCO's captions and boxes -> contexts for `write`",
     "write": "conversations that a large model writes, at an OpenAI-compatible endpoint (LLaVA, LLaVAR, SVIT, BLIP)",
 }
-"""What there is: the module `commands.NAME` with `HELP`, `add_flags(parser)` and `run(flags)`; one line for `--help`."""
+"""What there is, with a line for `--help`; the module `commands.NAME` has `HELP`, `add_flags(parser)`, `run(flags)`."""
 
 _HELP = """\
 Makes data sets of other data sets. Every recipe is deterministic: the same input, flags and seed give the same bytes.

@@ -97,6 +97,20 @@ def _are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(_is_number, value))
 
 
+def words_to_json(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """What `words_from_json` reads, with tenths of pixels; a word with an angle as four corners."""
+    return [{"text": word.text, "box": _box(word)} for word in words]
+
+
+def _box(word: Word) -> list[Any]:
+    across, down = word.width / 2, word.height / 2
+    if word.angle is None:
+        return [round(side, 1) for side in (word.x - across, word.y - down, word.x + across, word.y + down)]
+    cos, sin = math.cos(word.angle), math.sin(word.angle)
+    corners = ((-across, -down), (across, -down), (across, down), (-across, down))
+    return [[round(word.x + x * cos - y * sin, 1), round(word.y + x * sin + y * cos, 1)] for x, y in corners]
+
+
 def words_from_tsv(table: str, place: str, min_confidence: float = 0.0) -> list[Word]:
     """The words of one page of Tesseract's TSV output.
 

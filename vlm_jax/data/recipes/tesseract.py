@@ -54,7 +54,7 @@ def read_words(
     short_side: int = SHORT_SIDE,
     min_confidence: float = 0.0,
 ) -> list[Word]:
-    """The words of a picture, in pixels of the shrunk picture.
+    """The words of a picture, with places in its own pixels.
 
     Args:
       image: of mode RGB or L.
@@ -69,7 +69,8 @@ def read_words(
       UserError: it does not know an option or a language.
     """
     file = io.BytesIO()
-    shrink(image, short_side).save(file, "PNG")
+    small = shrink(image, short_side)
+    small.save(file, "PNG")
     command = [program, "stdin", "stdout", *options, "tsv"]
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # pictures are read side by side
     try:
@@ -85,4 +86,9 @@ def read_words(
         if "language" in said or "page segmentation" in said or "command line" in said:
             raise UserError(f"tesseract {' '.join(options)}: {said}")
         raise RecordError(place, "image", f"tesseract failed: {said or done.returncode}")
-    return words_from_tsv(done.stdout.decode("utf-8", "replace"), place, min_confidence)
+    words = words_from_tsv(done.stdout.decode("utf-8", "replace"), place, min_confidence)
+    across, down = image.width / small.width, image.height / small.height
+    return [
+        word._replace(x=word.x * across, y=word.y * down, width=word.width * across, height=word.height * down)
+        for word in words
+    ]

@@ -18,11 +18,11 @@ from vlm_jax.data.recipes.written import check_out, chosen, write_parts
 from vlm_jax.errors import UserError
 
 HELP = """\
-Selects a core set as SVIT does: the records that hold the most keywords of a list of concepts, so many of each type, with
-yes and no in balance. A type is the name of a source, so give one file for each type, or a meta file.
+Selects a core set as SVIT does: the records that hold the most keywords of a list of concepts, so many of each type,
+with yes and no in balance. A type is the name of a source, so give one file for each type, or a meta file.
 
-Concepts are a TOML or JSON file: `concept = ["keyword", "two words", ...]`. One of our own comes with the package, and is
-the default.
+Concepts are a TOML or JSON file: `concept = ["keyword", "two words", ...]`. One of our own comes with the package, and
+is the default.
 
 examples:
   python -m vlm_jax.data.recipes core-set --data=meta.json --quota=50000 --min-frequency=20 --out=core.json

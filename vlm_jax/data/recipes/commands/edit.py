@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from vlm_jax.data.recipes.written import check_out
 from vlm_jax.errors import UserError
 
 HELP = """\
-Changes a mixture by a file of edits, in TOML or JSON: sources are dropped, replaced by others, added, or capped, one edit
-after another.
+Changes a mixture by a file of edits, in TOML or JSON: sources are dropped, replaced by others, added, or capped, one
+edit after another.
 
   [sources]                              # what may be taken in; paths count from this file's folder
   docvqa = "docvqa/train.jsonl"
@@ -38,8 +39,8 @@ after another.
   type = "cap"
   records = 50000                        # of every source, or of the one that `source` names
 
-With same_as = "NAME", a drop or replace concerns only the records that NAME has too: the same turns about pictures of the
-same names, wherever the mark of a picture stands. So SVIT's core set takes the place of LLaVA-Instruct-150K within
+With same_as = "NAME", a drop or replace concerns only the records that NAME has too: the same turns about pictures of
+the same names, wherever the mark of a picture stands. So SVIT's core set takes the place of LLaVA-Instruct-150K within
 LLaVA-1.5's one file.
 
 example:
@@ -69,9 +70,7 @@ def run(flags: Any) -> int:
     for name, path in edits.sources.items():
         for full, opened in shared.open_named(f"{name}={flags.edits.parent / path}"):
             if full in base or full in offered:
-                raise UserError(
-                    f"{flags.edits}: sources.{name}: there is a source '{full}' already; choose another name"
-                )
+                raise UserError(f"{flags.edits}: sources.{name}: '{full}' is the name of another source already")
             offered[full] = opened
             groups.setdefault(name, []).append(full)
     sources = {**base, **offered}
@@ -102,8 +101,6 @@ def run(flags: Any) -> int:
 
 def _spread(operation: Any, groups: dict[str, list[str]]) -> Any:
     """An operation in which the name of a meta file stands for all of its sources."""
-    import dataclasses
-
     for field in ("by", "sources"):
         names = getattr(operation, field, None)
         if names is not None:

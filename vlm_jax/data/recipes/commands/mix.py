@@ -15,8 +15,8 @@ HELP = """\
 Caps every source at so many records, drawn without replacement by the seed, and mixes the sources in proportion to what
 is left of them, as Yi-VL does. The histogram says what the mixture holds.
 
-`cap` in a recipe's `stages[i].data` is another thing: it limits an epoch, and the next epoch goes on with other records.
-What is left out here is in no epoch.
+`cap` in a recipe's `stages[i].data` is another thing: it limits an epoch, and the next epoch goes on with other
+records. What is left out here is in no epoch.
 
 example:
   python -m vlm_jax.data.recipes mix --data=meta.json --data=extra=more.jsonl --cap=50000 --out=mixed.json
@@ -29,14 +29,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     shared.add_data(parser)
     parser.add_argument(
-        "--cap", type=natural, default=0, metavar="N", help="records of a source at most; 0 is no limit"
+        "--cap", type=natural, default=0, metavar="N", help="records of a source at most (default: no limit)"
     )
     parser.add_argument(
         "--records",
         type=natural,
         default=0,
         metavar="N",
-        help="of all sources together (default: all that the cap leaves)",
+        help="of all sources together (default: all that is left)",
     )
     shared.add_seed(parser, "what is drawn")
     shared.add_out(parser)

@@ -25,8 +25,8 @@ from vlm_jax.errors import UserError
 from vlm_jax.files import write_atomically
 
 HELP = """\
-Makes of every picture with text a conversation of one turn: one of ten instructions to read it, and the text that an OCR
-found, merged into paragraphs by geometry (LLaVAR's data for the first stage).
+Makes of every picture with text a conversation of one turn: one of ten instructions to read it, and the text that an
+OCR found, merged into paragraphs by geometry (LLaVAR's data for the first stage).
 
 Words come from one of:
   --images=DIR              a folder of pictures, read by Tesseract (apt-get install tesseract-ocr)
@@ -66,15 +66,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=natural,
         default=3,
         metavar="N",
-        help="its page segmentation mode; 11 is for sparse text (default: 3)",
+        help="how it looks for text; 11 is for sparse text (default: 3)",
     )
     parser.add_argument(
         "--short-side",
         type=natural,
         default=SHORT_SIDE,
         metavar="PX",
-        help="pictures are shrunk to this for Tesseract, so that no text is asked for that is too small to see; 0 leaves "
-        "them as they are (default: %(default)s)",
+        help="pictures are shrunk to this for Tesseract, so that no text is asked for that is too small to see; 0 leaves"
+        " them as they are (default: %(default)s)",
     )
     parser.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="C", help="of a word; of Tesseract in percent (default: 0)"
@@ -84,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--image-place",
         choices=get_args(Place),
         default="before",
-        help="the picture's place: before the instruction, ...",
+        help="where the picture stands (default: before)",
     )
     parser.add_argument("--save-words", type=Path, metavar="FILE.jsonl", help="also write the words that were found")
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="pictures read at once (default: 2)")
