@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.formats.annotations import AnnotationSource
 from vlm_jax.data.formats.root import Root, natural_order
+from vlm_jax.data.images import DAMAGED, decode_image
 from vlm_jax.data.recipes.items import read_item
 from vlm_jax.data.recipes.written import store_image
 from vlm_jax.data.sources import Source
@@ -17,6 +22,8 @@ from vlm_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif")
 """Of the files in a folder that are taken for pictures."""
+
+_SENT = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}  # what servers know
 
 
 class Picture(NamedTuple):
@@ -83,3 +90,32 @@ def pictures_of(
             continue
         yield from (picture for picture in found if picture.name not in seen)
         seen |= {picture.name for picture in found}
+
+
+def data_url(image: bytes, place: str, longest: int) -> str:
+    """An image file as a `data:` URL for a server.
+
+    Args:
+      image: the file; it is sent as it is if servers know its format and it is not too large, otherwise as JPEG.
+      place: what to call it in an error.
+      longest: pixels that its longer side may have; 0 is no limit.
+
+    Raises:
+      RecordError: it cannot be read.
+    """
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            kind = _SENT.get(opened.format or "")
+            fits = not longest or max(opened.size) <= longest
+        if kind is None or not fits:
+            decoded = decode_image(image, place)
+            if not fits:
+                decoded.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+            file = io.BytesIO()
+            decoded.save(file, "JPEG", quality=90)
+            kind, image = "image/jpeg", file.getvalue()
+    except DAMAGED as error:
+        raise RecordError(place, "image", f"image: cannot be read: {' '.join(str(error).split())}") from None
+    except UserError as error:
+        raise RecordError(place, getattr(error, "reason", "image"), str(error).removeprefix(f"{place}: ")) from None
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

@@ -73,8 +73,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=natural,
         default=SHORT_SIDE,
         metavar="PX",
-        help="pictures are shrunk to this for Tesseract, so that no text is asked for that is too small to see; 0 leaves"
-        " them as they are (default: %(default)s)",
+        help="pictures are shrunk to this for Tesseract, so that no text is asked for that nobody could see; 0 leaves "
+        "them as they are (default: %(default)s)",
     )
     parser.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="C", help="of a word; of Tesseract in percent (default: 0)"
