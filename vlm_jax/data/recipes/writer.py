@@ -78,7 +78,7 @@ class Job:
         return {field: value for field, value in body.items() if value is not None}
 
 
-def ask_all(job: Job, chat: Chat, ledger: Ledger, pace: Pace, threads: int, done: Callable[[str], None]) -> int:
+def ask_all(job: Job, chat: Chat, ledger: Ledger, pace: Pace, threads: int, done: Callable[[str], None]) -> list[str]:
     """Asks everything that the ledger does not hold.
 
     Args:
@@ -91,7 +91,7 @@ def ask_all(job: Job, chat: Chat, ledger: Ledger, pace: Pace, threads: int, done
         thread that called `ask_all`.
 
     Returns:
-      How many contexts have a request that was given up; asking again may help.
+      Why requests were given up, a text for each context that has one; asking again may help.
 
     Raises:
       UserError: nothing can be asked; two contexts have one id; a reply was kept to another question. What was
@@ -190,7 +190,7 @@ class _Crew:
         self._outcomes: list[str] = []
         self._failure: BaseException | None = None
         self._streak = Streak(_IN_VAIN)
-        self.given_up = 0
+        self.given_up: list[str] = []
 
     def outcomes(self, total: int) -> Iterator[str]:
         """What became of each context, as it comes.
@@ -228,6 +228,7 @@ class _Crew:
 
     def _one(self, number: int) -> str:
         """Asks all about one context; returns what is wrong with it, or ''."""
+        place = f"{self._job.name}:{number + 1}"
         try:
             context, place = self._job.context(number)
             flow = flow_of(self._job.style, context, place, self._job.seed)
@@ -237,7 +238,7 @@ class _Crew:
         except BusyError as error:
             self._streak.count(error)
             with self._changed:
-                self.given_up += 1
+                self.given_up.append(f"{place}: {error}")
         return ""
 
     def _answer(self, request: Request, context: Context, place: str) -> Entry:

@@ -120,6 +120,9 @@ def run(flags: Any) -> int:
             done = _counter(len(job.lines), flags, advance)
             given_up = ask_all(job, server.chat, ledger, pace, flags.concurrency, done)
         ledger.finish()
+        lost = f"{len(given_up):,} of {len(job.lines):,} contexts got no reply; the same command asks them again"
+        if given_up and not len(ledger):
+            raise UserError(f"{lost}. The last: {given_up[-1]}")
         quarantine = Quarantine(flags.quarantine, len(job.lines), flags.max_bad, setting="--max-bad")
         part = Part(Path(flags.style).stem, _checked(job, ledger, quarantine), job_root(flags))
         counts = write_parts([part], flags.out, overwrite=True)
@@ -135,7 +138,7 @@ def run(flags: Any) -> int:
         f"{kept}: every reply as it came\n{flags.out}: written\n"
     )
     if given_up:
-        raise UserError(f"{given_up:,} of {len(job.lines):,} contexts got no reply; the same command asks them again")
+        raise UserError(f"{lost}. The last: {given_up[-1]}")
     return cli.OK
 
 
@@ -171,8 +174,8 @@ def _counter(total: int, flags: Any, advance: Callable[..., None]) -> Callable[[
         bad += bool(problem)
         if bad > flags.max_bad * total:
             raise UserError(
-                f"{bad:,} of {total:,} contexts or their replies cannot be used, but only {100 * flags.max_bad:g} % may "
-                f"be so (--max-bad). The last: {problem}. All replies are kept"
+                f"{bad:,} of {total:,} contexts or their replies cannot be used, but only {100 * flags.max_bad:g} % "
+                f"may (--max-bad). The last: {problem}. All replies are kept"
             )
 
     return done
@@ -195,7 +198,8 @@ def _forget_bad(job: Job, ledger: Ledger) -> None:
     for number in range(len(job.lines)):
         if f"{job.name}:{number + 1}" in bad:
             forgotten.add(job.context(number)[0].id)
-    ledger.finish(key for key in ledger.keys() if key.rpartition(" ")[0] not in forgotten)
+    kept = [key for key in ledger.keys() if key.rpartition(" ")[0] not in forgotten]  # noqa: SIM118
+    ledger.finish(kept)
 
 
 def _key(path: Path | None) -> str:
