@@ -8,7 +8,10 @@ from vlm_jax.data.recipes.coco import contexts_of_coco
 from vlm_jax.data.recipes.contexts import Context, NamedBox, read_context, to_json
 from vlm_jax.errors import UserError
 
-IMAGES = [{"id": 9, "file_name": "9.jpg", "width": 640, "height": 480}, {"id": 4, "file_name": "4.jpg", "width": 100, "height": 50}]  # fmt: skip
+IMAGES = [
+    {"id": 9, "file_name": "9.jpg", "width": 640, "height": 480},
+    {"id": 4, "file_name": "4.jpg", "width": 100, "height": 50},
+]
 CAPTIONS = {
     "images": IMAGES,
     "annotations": [

@@ -66,9 +66,9 @@ def balanced(
 ) -> list[Ranked]:
     """A selection in which yes = ratio * no as nearly as the chosen records allow.
 
-    Records of the majority are dropped, the lowest ranked first, over all types together. Their places are filled, type
-    by type and the best first, with records that change nothing, and then with those of either side in turn, so that
-    size is lost only where the pool has no more of the minority.
+    Records of the majority are dropped, the lowest ranked first, over all types together. Their places are filled, the
+    best first, with records of either side in turn while the pool has more of both, and then with those that change
+    nothing.
 
     Args:
       chosen: by rank, within quotas.
@@ -84,11 +84,11 @@ def balanced(
     there = {entry.number for entry in left}
     room = {type_: most - sum(entry.type == type_ for entry in left) for type_, most in quota.items()}
     spare = sorted((e for t in quota for e in ranked[t] if e.number not in there), key=lambda e: (e.place, e.type))
-    for entry in spare:
-        if not entry.yes and not entry.no and room[entry.type] > 0:
+    more = _in_turn([entry for entry in spare if entry.yes or entry.no], dict(room), surplus, ratio)
+    for entry in [*more, *(entry for entry in spare if not entry.yes and not entry.no)]:
+        if room[entry.type] > 0:
             room[entry.type] -= 1
             left.append(entry)
-    left += _in_turn([entry for entry in spare if entry.yes or entry.no], room, surplus, ratio)
     order = list(quota)
     return sorted(left, key=lambda entry: (order.index(entry.type), entry.place))
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from vlm_jax.errors import UserError
 
+_BEGINNING = b'{"key": "'
+
 
 class Entry(NamedTuple):
     """What became of a request.
@@ -57,7 +59,11 @@ class Ledger:
             raise UserError(f"{path}: another process is writing it") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be opened: {error.strerror}") from None
-        self._read()
+        try:
+            self._read()
+        except UserError:
+            os.close(self._file)
+            raise
 
     def __len__(self) -> int:
         return len(self._places)
@@ -144,6 +150,8 @@ class Ledger:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
+                    if not self._places and not line.startswith(_BEGINNING[: len(line)]):
+                        _entry(line, f"{self.path}:{number}")  # raises
                     os.ftruncate(self._file, start)
                     break
                 key = _entry(line, f"{self.path}:{number}").key
