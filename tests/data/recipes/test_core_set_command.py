@@ -32,7 +32,7 @@ def test_the_command(recipe, tmp_path):
     assert (tmp_path / "core-talk.jsonl").read_bytes() == first
 
     _, said = recipe("core-set", *flags, "--yes-no=any", "--out=any.json")
-    assert "yes: 4, no: 2" in said
+    assert "yes: 6, no: 0" in said
     (tmp_path / "mine.toml").write_text('cats = ["cat"]')
     assert recipe("core-set", *flags, "--concepts=mine.toml", "--out=cats.jsonl")[0] == 0
     assert "A cat." in [record["answer"] for record in load(tmp_path / "cats.jsonl")]

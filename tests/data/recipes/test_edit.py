@@ -64,12 +64,12 @@ def test_a_file_with_a_mistake(tmp_path):
         ('[[operations]]\ntype = "drop"\nsurce = "a"', "surce"),
         ('[[operations]]\ntype = "dorp"', "dorp"),
         ("operations = 3", "operations"),
-        ("[[operations", "not valid TOML"),
+        ("[[operations", "not TOML"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=said):
             read_edits(path)
-    with pytest.raises(UserError, match=r"nowhere.toml: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere.toml: cannot read it"):
         read_edits(tmp_path / "nowhere.toml")
 
 

@@ -17,7 +17,6 @@ its records are meant: those that another file has too.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,7 +27,7 @@ import pydantic
 from vlm_jax.config import build, config_class
 from vlm_jax.data.recipes.mix import capped
 from vlm_jax.errors import UserError, did_you_mean
-from vlm_jax.files import read_json
+from vlm_jax.files import read_table
 
 Mixture = dict[str, np.ndarray]
 """Numbers of the records that are kept, rising, by source."""
@@ -112,22 +111,6 @@ def read_edits(path: Path) -> Edits:
       UserError: naming the file and the field.
     """
     return build(Edits, read_table(path), str(path))
-
-
-def read_table(path: Path) -> dict:
-    """The content of a TOML or JSON file, by its suffix.
-
-    Raises:
-      UserError: it cannot be read, or is something else.
-    """
-    if path.suffix != ".toml":
-        return read_json(path)
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
 def apply(

@@ -15,9 +15,9 @@ import pydantic
 
 from vlm_jax.config import build, config_class
 from vlm_jax.data.recipes.contexts import FIELDS, Context
-from vlm_jax.data.recipes.edit import read_table
 from vlm_jax.data.recipes.replies import Kind
 from vlm_jax.errors import UserError, did_you_mean
+from vlm_jax.files import read_table
 
 PROMPTS = Path(__file__).with_name("prompts")
 """Folder of the styles that come with the package."""

@@ -12,10 +12,10 @@ from vlm_jax import cli
 from vlm_jax.data.conversation import RecordError
 from vlm_jax.data.recipes.commands import flags as shared
 from vlm_jax.data.recipes.core_set import CoreSet, Rules, Sample, select
-from vlm_jax.data.recipes.edit import read_table
 from vlm_jax.data.recipes.items import content_key, read_item
 from vlm_jax.data.recipes.written import check_out, chosen, write_parts
 from vlm_jax.errors import UserError
+from vlm_jax.files import read_table
 
 HELP = """\
 Selects a core set as SVIT does: the records that hold the most keywords of a list of concepts, so many of each type,
