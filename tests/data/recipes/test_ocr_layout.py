@@ -42,6 +42,16 @@ def test_what_runs_over_both_columns_parts_them():
     ]
 
 
+def test_columns_above_a_line_are_read_before_those_below_it():
+    """Also where the last column begins highest."""
+    tops = {"one": (40, 60), "two": (300, 62), "three": (560, 50), "four": (40, 220), "five": (300, 222)}
+    boxes = line("a line over all of the columns that stand above and below", 40, 160, 20)
+    for name, (left, top) in tops.items():
+        boxes += block([f"column {name}", "goes on"], left, top, 16)
+    read = transcript(page(boxes)).split("\n")
+    assert [text.split()[1] for text in read] == ["one", "two", "three", "line", "four", "five"]
+
+
 @pytest.mark.parametrize("degrees", [-17, -6, -2, 1, 3, 9, 18])
 def test_skew(degrees):
     boxes = block(LEFT + RIGHT, 100, 80, 20)
@@ -77,12 +87,12 @@ def test_corners_say_the_angle_of_a_single_word():
 
 
 def test_sizes_part_a_headline_from_its_text():
-    boxes = line("GRAND SALE", 40, 80, 60) + block(["on everything that is", "left in the store"], 42, 110, 16)
+    boxes = line("GRAND SALE", 40, 80, 60) + block(["on everything that is", "left in the store"], 42, 86, 16)
     assert transcript(page(boxes)) == "GRAND SALE\non everything that is left in the store"
 
 
 def test_small_print_beside_large_letters_is_not_of_their_line():
-    boxes = line("MENU", 40, 100, 80) + line("since 1921", 260, 80, 16)
+    boxes = line("MENU", 40, 100, 80) + line("since 1921", 228, 80, 16)
     assert sorted(paragraphs(page(boxes))) == ["MENU", "since 1921"]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -98,15 +98,23 @@ class _Finder:
         }
 
 
-def select(samples: Sequence[Sample], rules: Rules) -> CoreSet:
+def select(samples: Sequence[Sample], rules: Rules, advance: Callable[[], object] = lambda: None) -> CoreSet:
     """Selects a core set.
+
+    Args:
+      samples: the pool.
+      rules: how.
+      advance: is called for every sample whose keywords were found, which is most of the work.
 
     Raises:
       UserError: a concept without keywords, a quota of a type that the pool lacks, or ids that are not unique.
     """
     _check(samples, rules)
     find = _Finder(keyword for keywords in rules.concepts.values() for keyword in keywords)
-    found = [set().union(*(find(text) for pair in sample.questions for text in pair)) for sample in samples]
+    found = []
+    for sample in samples:
+        found.append(set[str]().union(*(find(text) for pair in sample.questions for text in pair)))
+        advance()
     frequency = Counter(keyword for keywords in found for keyword in keywords)
     kept = {keyword: count for keyword, count in sorted(frequency.items()) if count >= rules.min_frequency}
     ranked = _ranked(samples, found, kept, rules)

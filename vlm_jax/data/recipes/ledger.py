@@ -87,7 +87,8 @@ class Ledger:
         """The entry of a request, if there is one."""
         with self._lock:
             place = self._places.get(key)
-            return None if place is None else _entry(os.pread(self._file, place[1], place[0]), f"{self.path}")
+            line = b"" if place is None else os.pread(self._file, place[1], place[0])
+        return _entry(line, str(self.path)) if line else None
 
     def add(self, entry: Entry) -> None:
         """Writes an entry.

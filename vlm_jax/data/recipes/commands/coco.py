@@ -44,7 +44,11 @@ def run(flags: Any) -> int:
         raise UserError("give --captions, --instances, or both")
     if os.path.lexists(flags.out) and not flags.overwrite:
         raise UserError(f"--out: {flags.out}: already exists; choose another name, remove it, or say --overwrite")
-    contents = [read_json(path) if path else None for path in (flags.captions, flags.instances)]
+    with cli.progress("Reading", 2) as advance:
+        contents = []
+        for path in (flags.captions, flags.instances):
+            contents.append(read_json(path) if path else None)
+            advance()
     contexts = contexts_of_coco(*contents, crowds=flags.crowds)
     if not contexts:
         raise UserError("no picture has an annotation")

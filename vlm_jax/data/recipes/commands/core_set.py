@@ -85,7 +85,8 @@ def run(flags: Any) -> int:
         ratio=flags.yes_no,
         cover=flags.cover,
     )
-    found = select(samples, rules)
+    with cli.progress("Finding keywords", len(samples)) as advance:
+        found = select(samples, rules, advance)
     numbers: dict[str, list[int]] = {}
     for number in found.chosen:
         name, own = places[number]

@@ -86,7 +86,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="before",
         help="where the picture stands (default: before)",
     )
-    parser.add_argument("--save-words", type=Path, metavar="FILE.jsonl", help="also write the words that were found")
+    parser.add_argument(
+        "--save-words",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="also write the words that were found, as contexts for the recipe `write`",
+    )
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="pictures read at once (default: 2)")
     shared.add_seed(parser, "which instruction a picture gets")
     add_bad_flags(parser)
@@ -118,7 +123,7 @@ def run(flags: Any) -> int:
     def records(found: Iterable[Found]) -> Iterator[dict[str, Any]]:
         nonlocal bare
         for id_, image, words in found:
-            if flags.save_words:
+            if flags.save_words and words:
                 saved.append(json.dumps({"id": id_, "image": image, "words": words_to_json(words)}, ensure_ascii=False))
             record = conversation(
                 id_, image, words, seed=flags.seed, place=flags.image_place, min_words=flags.min_words

@@ -124,7 +124,7 @@ def run(flags: Any) -> int:
         if given_up and not len(ledger):
             raise UserError(f"{lost}. The last: {given_up[-1]}")
         quarantine = Quarantine(flags.quarantine, len(job.lines), flags.max_bad, setting="--max-bad")
-        part = Part(Path(flags.style).stem, _checked(job, ledger, quarantine), job_root(flags))
+        part = Part(Path(flags.style).stem, _checked(job, ledger, quarantine), _root(flags))
         counts = write_parts([part], flags.out, overwrite=True)
         used = tokens(ledger)
         sys.stdout.write(
@@ -142,13 +142,13 @@ def run(flags: Any) -> int:
     return cli.OK
 
 
-def job_root(flags: Any) -> Path:
+def _root(flags: Any) -> Path:
     """The pictures' folder."""
     return flags.root or flags.contexts.parent
 
 
 def _job(flags: Any) -> Job:
-    root = Root(job_root(flags))
+    root = Root(_root(flags))
 
     def image(name: str, place: str) -> str:
         return data_url(root.read(name, place, "image"), place, flags.image_side)
