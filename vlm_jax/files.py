@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return content
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, or of any other name the JSON object in it.
+
+    Raises:
+      UserError: the file is missing, unreadable, or holds something else.
+    """
+    if path.suffix != ".toml":
+        return read_json(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not TOML: {error}") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -55,12 +55,13 @@ class Conversation:
 
 Reason = Literal[
     "json", "type", "turns", "marks", "empty answer", "box",
-    "missing", "outside", "empty file", "bomb", "image", "video", "too long", "changed",
+    "missing", "outside", "empty file", "bomb", "image", "video", "too long", "changed", "reply",
 ]  # fmt: skip
 """What can be wrong with a record, for counting: not JSON; a field missing or of a wrong type; roles out of order;
 `IMAGE` marks that do not match the images; an answer without text; a box outside of the picture; an image file that is
 missing; one outside of the source's root; one of no bytes; one of too many pixels (a decompression bomb); one that is
-damaged, cut off or of no known format; a video; more than a row can hold; another size than when it was measured."""
+damaged, cut off or of no known format; a video; more than a row can hold; another size than when it was measured; what
+a large model wrote when it was asked for a record."""
 
 
 class RecordError(UserError):
