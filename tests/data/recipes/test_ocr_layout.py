@@ -100,9 +100,11 @@ def test_marks_without_letters_stay_in_their_line():
     assert transcript(page(line("Monday - Friday : 9 - 17", 10, 40, 20))) == "Monday - Friday : 9 - 17"
 
 
-def test_paragraphs_are_parted_by_a_wide_gap():
-    boxes = block(LEFT[:2], 40, 30, 20) + block(LEFT[2:], 40, 160, 20)
-    assert paragraphs(page(boxes)) == [" ".join(LEFT[:2]), " ".join(LEFT[2:])]
+@pytest.mark.parametrize("degrees", [0, -12, 12])
+def test_paragraphs_are_parted_by_a_wide_gap(degrees):
+    """Also where the page is turned, and the boxes around its words are higher than the words."""
+    boxes = block(LEFT[:2], 40, 30, 20) + block(LEFT[2:] + RIGHT, 40, 125, 20)
+    assert paragraphs(page(boxes, degrees)) == [" ".join(LEFT[:2]), " ".join(LEFT[2:] + RIGHT)]
 
 
 words = st.builds(
