@@ -87,5 +87,5 @@ def test_a_run_with_changed_fields_is_not_published_under_a_command_that_does_no
     recipe["seed"] = 7
     recipe["runtime"]["log_seconds"] = 1.0  # which changes no number
     (run / "config.json").write_text(json.dumps(recipe))
-    with pytest.raises(UserError, match=r"not what configs/pocket.py:full makes today: config.seed was 0, is 7$"):
+    with pytest.raises(UserError, match=r"not what configs/pocket.py:full makes today: config.seed was 7, is 0$"):
         publishing(run, tmp_path / "target")
