@@ -101,6 +101,8 @@ def test_captions_stand_behind_their_images():
         spans = render((Turn("user", question), Turn("assistant", "a dog")), plain, [3])
         assert text(spans) == "<s>***a dog\n"
         assert runs(spans) == ["a dog\n"]
+    for name, bos in (("plain_bare", ""), ("plain_gemma", "<bos>")):
+        assert text(render((Turn("user", "?"), Turn("assistant", "a dog")), TEMPLATES[name], [1])) == f"{bos}*a dog\n"
     assert text(render((Turn("user", "Describe it."),), plain, [3], open_turn=True)) == "<s>***"
     several = (Turn("user", "<image>"), Turn("assistant", "one"), Turn("user", "again"), Turn("assistant", "two"))
     with pytest.raises(UserError, match="'plain' is a caption behind its images; there are 2 questions"):
@@ -144,7 +146,7 @@ def test_system_texts():
             dataclasses.replace(TEMPLATES[name], system="x")
 
 
-@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if not template.captions])
 def test_branches_are_the_conversations_that_they_would_be_alone(name):
     turns = (*TURNS[:2], Turn("user", "Q2"), Turn("assistant", "A2"))
     spans = render(turns, TEMPLATES[name], [2], independent=True)

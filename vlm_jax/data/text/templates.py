@@ -155,24 +155,29 @@ _VICUNA = Template(
     **_LLAVA_IMAGE,
 )
 
+# `preprocess_plain` supervises the whole caption and the newline behind it.
+_PLAIN = Template(
+    name="plain",
+    system=None,
+    prefixes={"user": "", "assistant": ""},
+    closings={"user": ""},
+    stop="\n",
+    bos="<s>",
+    captions=True,
+    control=("<s>",),
+    **_LLAVA_IMAGE,
+)
+
 _LLAVA = (
     # LLaVA-1, 1.5 and NeXT with Vicuna, and TinyLLaVA's `llama`; nothing stands between </s> and the next USER.
     _VICUNA,
     # The same with the end token of Phi-2 and StableLM-2, whose tokenizers put nothing before a prompt, and of Gemma.
     dataclasses.replace(_VICUNA, name="phi", stop="<|endoftext|>", bos="", control=("<|endoftext|>",)),
     dataclasses.replace(_VICUNA, name="gemma", stop="<eos>", bos="<bos>", control=("<bos>", "<eos>")),
-    # The first stage of all of these (TinyLLaVA's `pretrain`). `preprocess_plain` supervises the whole caption.
-    Template(
-        name="plain",
-        system=None,
-        prefixes={"user": "", "assistant": ""},
-        closings={"user": ""},
-        stop="\n",
-        bos="<s>",
-        captions=True,
-        control=("<s>",),
-        **_LLAVA_IMAGE,
-    ),
+    # The first stage of all of these (TinyLLaVA's `pretrain`), by what their tokenizers put before a prompt.
+    _PLAIN,
+    dataclasses.replace(_PLAIN, name="plain_bare", bos="", control=()),  # Phi-2, StableLM-2, Nous-Hermes-2-Yi-34B
+    dataclasses.replace(_PLAIN, name="plain_gemma", bos="<bos>", control=("<bos>",)),
     # LLaVA-NeXT with Mistral (`mistral_instruct`). The model learns the space behind an answer as well.
     Template(
         name="mistral_instruct",
