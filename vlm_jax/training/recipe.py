@@ -252,7 +252,9 @@ class Recipe:
         """
         assert self.system is not None, "the recipe's system was not taken from its start"
         system = self.system if stage.image_size is None else self.system.resized(stage.image_size)
-        return system if stage.template is None else dataclasses.replace(system, template=stage.template)
+        if stage.template is None:
+            return system
+        return dataclasses.replace(system, template=stage.template, system_prompt=None)  # which is of its own format
 
     @property
     def models(self) -> Models:
