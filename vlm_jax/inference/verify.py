@@ -17,13 +17,15 @@ from scipy.special import log_softmax
 from vlm_jax.batch import Batch
 from vlm_jax.convert.folders import Opened, open_folder
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.images import decode_image
+from vlm_jax.data.layouts.any_res import AnyRes
 from vlm_jax.data.layouts.patches import unpatchify
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLM
+from vlm_jax.system import System
 
 TOLERANCE = 1e-3
 """Largest difference of two logits that float32 arithmetic in another order explains at full size. Where the two best
@@ -75,11 +77,12 @@ def verify(folder: Path, max_new_tokens: int = 64, prompts: Sequence[Conversatio
     """
     _torch()
     opened = open_folder(folder)
-    batch, logits, answers = _ours(opened, max_new_tokens, prompts or default_prompts())
+    prompts = prompts or default_prompts()
+    batch, logits, answers = _ours(opened, max_new_tokens, prompts)
     reference = _Reference(folder)
     results = [
         _compare(logits[row, : len(inputs["input_ids"][0])], answers[row], *reference(inputs, max_new_tokens))
-        for row, inputs in enumerate(torch_rows(batch, opened.system.model.vision))
+        for row, inputs in enumerate(torch_rows(batch, opened.system, prompts))
     ]
     gaps = [result.gap for result in results if result.gap is not None]
     return Agreement(
@@ -103,12 +106,17 @@ def default_prompts() -> list[Conversation]:
     ]
 
 
-def torch_rows(batch: Batch, vision: VisionConfig) -> Iterator[dict[str, Any]]:
+def torch_rows(batch: Batch, system: System, prompts: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """Row by row what `transformers` wants in place of a `Batch`.
 
     It scales rotary frequencies by the longest row of a batch, so that only rows on their own are exact.
+
+    Args:
+      batch: one conversation a row.
+      system: what the batch was made for.
+      prompts: what it was made of; where tokens are left out by the size of an image, `transformers` asks for that.
     """
-    torch = _torch()
+    torch, vision = _torch(), system.model.vision
     used = np.asarray(batch.tile_segment) > 0
     side = round((batch.patches.shape[-1] / 3) ** 0.5)
     for row in range(len(batch.tokens)):
@@ -123,6 +131,9 @@ def torch_rows(batch: Batch, vision: VisionConfig) -> Iterator[dict[str, Any]]:
             )
             pixels = (tiles / 255 - np.array(vision.mean)) / np.array(vision.std)
             inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
+            if isinstance(system.layout, AnyRes):
+                sizes = [decode_image(data, "the image").size for data in prompts[row].images]
+                inputs["image_sizes"] = torch.tensor([(height, width) for width, height in sizes])
         yield inputs
 
 

@@ -215,6 +215,16 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no token '{token}'")
         return found
 
+    def has(self, *tokens: str) -> bool:
+        """Whether the vocabulary has all of these tokens."""
+        return all(self._backend.token_to_id(token) is not None for token in tokens)
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding token that `tokenizer_config.json` names, or else of `<|endoftext|>`, if there is one."""
+        named = (self._config.get("pad_token"), _PAD)
+        return next((self.token_id(token) for token in named if token is not None and self.has(token)), None)
+
     def stop_id(self, template: Template) -> int:
         """Id of the token at which generation stops in a prompt format.
 
