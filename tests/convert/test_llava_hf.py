@@ -206,7 +206,7 @@ def test_processors_of_all_three_kinds(llava, tmp_path, images, settings, fit):
     shutil.copy(tmp_path / "ours/model.safetensors", tmp_path / "saved/model.safetensors")
     assert read_folder(tmp_path / "saved").system == system
     ours = Model(system, params, words)
-    for data in (tiny.png(64, 32, 1), tiny.png(30, 31, 2), tiny.png(1, 20, 3)):
+    for data in (tiny.png(64, 32, 1), tiny.png(30, 31, 2), tiny.png(3, 20, 3)):
         prompt = Conversation((Turn("user", "<image>\nWhat is it?"),), (data,))
         inputs = torch_inputs(ours, [prompt])
         content = [{"type": "image", "image": Image.open(io.BytesIO(data))}, {"type": "text", "text": "What is it?"}]

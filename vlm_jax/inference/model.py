@@ -105,8 +105,12 @@ class Model:
         Raises:
           UserError: an unreadable image, marks that do not match the images, or a prompt longer than the context.
         """
-        turns = (Turn("user", with_marks(prompt, len(images))),)
+        turns = (Turn("user", self.with_marks(prompt, len(images))),)
         return self.reply(turns, images, max_new_tokens, Sampling(temperature, top_p, seed), max_tiles)
+
+    def with_marks(self, prompt: str, images: int) -> str:
+        """See `with_marks`."""
+        return with_marks(prompt, images, self.system.chat_template.numbered)
 
     def reply(
         self,
@@ -178,7 +182,7 @@ class Model:
         for number, item in enumerate(conversations):
             own = None if images is None else tuple(map(read_picture, images[number]))
             if isinstance(item, str):
-                item = Conversation((Turn("user", with_marks(item, len(own or ()))),), own or (), id=str(number))
+                item = Conversation((Turn("user", self.with_marks(item, len(own or ()))),), own or (), id=str(number))
             elif own is not None:
                 item = dataclasses.replace(item, images=own)
             full.append(item)
@@ -254,16 +258,15 @@ class Model:
         return [self.tokenizer.decode(ids).strip() for ids in new[: len(examples)]]
 
 
-def with_marks(prompt: str, images: int) -> str:
+def with_marks(prompt: str, images: int, numbered: bool = True) -> str:
     r"""Puts a mark for every image before a prompt that has none.
 
-    One image: `<image>\n`; several: `Image-1: <image>\nImage-2: <image>\n` (InternVL's convention for both).
+    `<image>\n` each; several that are `numbered` (`Template.numbered`): `Image-1: <image>\nImage-2: <image>\n`.
     """
     if not images or IMAGE in prompt:
         return prompt
-    if images == 1:
-        return f"{IMAGE}\n{prompt}"
-    return "".join(f"Image-{number}: {IMAGE}\n" for number in range(1, images + 1)) + prompt
+    labels = [f"Image-{number}: " for number in range(1, images + 1)] if numbered and images > 1 else [""] * images
+    return "".join(f"{label}{IMAGE}\n" for label in labels) + prompt
 
 
 def read_picture(picture: Picture) -> bytes:
