@@ -42,7 +42,7 @@ ROWS = 330
 
 ALIGN = dict(
     name="align", objective=dict(type="generate"), trainable=("connector/**",), steps=1, template="plain",
-    data=dict(rows=8, tokens=256, tiles=8), optimizer=dict(learning_rate=1e-3, warmup_ratio=0.0),
+    data=dict(rows=8, tokens=512, tiles=16), optimizer=dict(learning_rate=1e-3, warmup_ratio=0.0),
 )  # fmt: skip
 
 
@@ -101,11 +101,14 @@ def recipe(folders, meta="", system=None, **fields) -> Recipe:
 NEXT = dict(layout={"type": "any_res", "tile_size": 32}, model__vectors=("newline",))
 
 
-@pytest.mark.parametrize("changes", [{}, NEXT], ids=["LLaVA-1.5", "LLaVA-NeXT"])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow, id="LLaVA-1.5"), pytest.param(NEXT, id="LLaVA-NeXT")]
+)
 def test_a_step_from_folders(folders, changes, tmp_path):
     """The connector moves, all else is what the folders hold, and what comes out is a folder of `transformers`'."""
     meta = write_meta(tmp_path / "data", scale=0.1)
-    run(recipe(folders, meta, system(**changes)), tmp_path / "run")
+    stage = dict(ALIGN, template=None)  # captions alone would leave out most of the data
+    run(recipe(folders, meta, system(**changes), stages=[stage]), tmp_path / "run")
     params = globs.flatten(read_params(tmp_path / "run/checkpoints")[0])
     _, _, tower, words = folders
     for path, value in tower.items():
@@ -116,6 +119,7 @@ def test_a_step_from_folders(folders, changes, tmp_path):
         kept = tokenizer().vocab_size if path.endswith("embedding") else None
         if "head" not in path:
             np.testing.assert_array_equal(params[path][:kept], value[:kept])
+    assert all(params[f"connector/linear_{number}/bias"].any() for number in (0, 1))  # zeros are what it begins with
     assert params["decoder/head/kernel"].shape == (24, ROWS)
     assert ("connector/newline" in params) == bool(changes)
     exported = read_folder(tmp_path / "run/export")

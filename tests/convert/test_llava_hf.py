@@ -71,7 +71,12 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+SLOW = ("TinyLLaVA, stablelm", "TinyLLaVA, tinyllama")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS]
+)
 def pair(request, tmp_path_factory):
     """The reference, and its folder as its own classes save it."""
     template, tower, text, config = KINDS[request.param]
