@@ -172,7 +172,7 @@ def write_llava(
 
 def _not_there(decoder: DecoderConfig) -> str:
     if decoder.head_bias and family_for(IN_TRANSFORMERS, decoder) is not None:
-        return "model.decoder.head_bias must be False: the head of its classes has no bias"
+        return "model.decoder.head_bias must be False: the head of its classes has none"
     return "model.decoder has biases, norms or positions that none of its decoders has together"
 
 
@@ -188,7 +188,7 @@ def _write_tower(vision: VisionConfig, dtype: str) -> dict[str, Any]:
             return {**family.write_config(vision, dtype), "drop_path_rate": vision.drop_path}
         except UserError as error:
             told.append(str(error))
-    raise UserError(min(told, key=len))
+    raise UserError(min(told, key=lambda message: message.count(";")))
 
 
 def read_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,20 +39,18 @@ def read_single(images: Mapping[str, Any], vision: VisionConfig, where: str) -> 
     side = vision.image_size
     fields = Fields(images, where)
     _need_bicubic(fields)
-    padded = fields.get("do_pad", False)
-    cropped = fields.get("do_center_crop", "crop_size" in images)
-    square = {"height": side, "width": side}
+    square, size = {"height": side, "width": side}, fields.get("size")
+    cropped = fields.get("do_center_crop", images.get("crop_size") is not None)
     if cropped and fields.get("crop_size") != side:
         fields.need("crop_size", square, square)
-    shortest = {"shortest_edge": side}
-    if fields.get("size") not in (side, *((square, shortest) if padded else (shortest,) if cropped else (square,))):
-        fields.wrong("size", f"must be {shortest if cropped else square}, is {fields.get('size')!r}")
+    padded, stretched = fields.get("do_pad", False), size == square
+    shortest = size in (side, {"shortest_edge": side})  # a number alone is what it was called before 2023
+    if not (stretched or (shortest and (padded or cropped))):
+        fields.wrong("size", f"must be {square if not cropped else {'shortest_edge': side}}, is {size!r}")
     fields.finish()
-    return Single(
-        tile_size=side,
-        fit="pad" if padded else "crop" if cropped else "stretch",
-        color=mean_color(vision) if padded else Single.color,
-    )
+    if padded:
+        return Single(tile_size=side, fit="pad", color=mean_color(vision))
+    return Single(tile_size=side, fit="stretch" if stretched else "crop")
 
 
 def mean_color(vision: VisionConfig) -> tuple[int, ...]:
