@@ -1,6 +1,8 @@
 """A Fuyu of a few thousand parameters, its tokenizer, and the same thing in `transformers`."""
 
 import functools
+import io
+
 import numpy as np
 import tokenizers
 from PIL import Image
@@ -112,10 +114,8 @@ def torch_rows(batch):
         length = int((batch.segments[row] > 0).sum())
         inputs = {"input_ids": torch.tensor(batch.tokens[row : row + 1, :length], dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        filled = [
-            patches[: grid.prod()] for patches, grid in zip(batch.patches[row], batch.tile_grid[row], strict=True)
-        ]
-        patches = np.concatenate(filled)
+        slots = zip(batch.patches[row], batch.tile_grid[row].prod(axis=1), strict=True)
+        patches = np.concatenate([slot[:count] for slot, count in slots])
         if len(patches):
             inputs["pixel_values"] = torch.tensor((patches / 255 - 0.5) / 0.5, dtype=torch.float32)[None]
         yield inputs

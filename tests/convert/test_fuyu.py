@@ -76,11 +76,8 @@ def test_resolutions_stay_with_the_folder(tmp_path):
 
 
 def test_a_folder_is_a_model(folder):
-    model = vlm_jax.load(folder)
-    picture = fuyu.picture(17, 5)
-    assert model.generate("What is the total?", [picture], 8) == fuyu.model().generate(
-        "What is the total?", [picture], 8
-    )
+    question = ("What is the total?", [fuyu.picture(17, 5)], 8)
+    assert vlm_jax.load(folder).generate(*question) == fuyu.model().generate(*question)
 
 
 @pytest.mark.torch
@@ -123,10 +120,9 @@ def test_prompts_and_patches_are_those_of_fuyus_processor(folder, batch):
         assert theirs["input_ids"].tolist() == inputs["input_ids"].tolist()
         patches = theirs["image_patches"] if "image_patches" in theirs else theirs["pixel_values"]
         expected = inputs["pixel_values"].reshape(-1, 48)
-        # Its tensors are resized by another code than Pillow's, which rounds otherwise here and there.
-        assert (
-            np.abs(np.asarray(patches).reshape(-1, 48) - expected.numpy()).max() <= (2 / 255 + 1e-6) * (row == 3) + 1e-6
-        )
+        difference = np.abs(np.asarray(patches).reshape(-1, 48) - expected.numpy()).max()
+        # Tensors are resized by another code than Pillow's, which rounds otherwise here and there: one step of 255.
+        assert difference <= (2.001 / 255 if conversation.id == "shrunk" else 1e-6)
     text = fuyu.conversations()[5]
     assert not text.images
     alone = processor(text="<s>" + PROMPT + "\x04")["input_ids"]
