@@ -76,7 +76,7 @@ def test_evaluation_and_report(workdir, data, capsys, tmp_path):
 
     source = open_data(data)
     images = {source[number].id: source[number].images for number in range(len(source))}
-    report = {**dict.fromkeys(REPORT_KEYS, 0), "stages": [], "tasks": written["tasks"], "versions": {}, "device": "x"}
+    report = {**dict.fromkeys(REPORT_KEYS, 0), "stages": {}, "tasks": written["tasks"], "versions": {}, "device": "x"}
     report |= {"config_digest": "x", "date": "2000-01-01"}
     write_report(tmp_path, report, written["rows"], images, tiler=fuyu.system(sides=SIDES).tiles)
     assert "100 × 30" in (tmp_path / "report.html").read_text()

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vlm_jax
-from tests import fuyu, tiny
+from tests import fuyu
 from vlm_jax import globs
+from vlm_jax.convert import fuyu_hf
+from vlm_jax.convert.__main__ import main as convert
 from vlm_jax.convert.folders import read_folder, read_system, why_not, write_folder
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
@@ -19,7 +21,6 @@ from vlm_jax.inference.model import Model
 from vlm_jax.models.connector import MLPConfig
 from vlm_jax.models.vlm import VLM
 
-LAYOUT = "fuyu"
 PROMPT = "User:What is the total? Assistant:"
 
 torchvision = pytest.mark.skipif(
@@ -30,7 +31,7 @@ torchvision = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuyu") / "model"
-    write_folder(path, fuyu.params(), fuyu.system(), fuyu.tokenizer(), layout=LAYOUT)
+    write_folder(path, fuyu.params(), fuyu.system(), fuyu.tokenizer())
     return path
 
 
@@ -71,7 +72,7 @@ def test_round_trip_is_bit_equal(folder):
 
 def test_resolutions_stay_with_the_folder(tmp_path):
     system = fuyu.system(sides=(8, 24), side=20)
-    write_folder(tmp_path / "x", fuyu.params(), system, fuyu.tokenizer(), layout=LAYOUT)
+    write_folder(tmp_path / "x", fuyu.params(), system, fuyu.tokenizer())
     assert read_system(tmp_path / "x") == system
 
 
@@ -168,8 +169,6 @@ def test_names_in_memory_are_read(copy):
 
 
 def test_what_is_missing_of_a_config_is_fuyu_8b():
-    from vlm_jax.convert import fuyu_hf
-
     system = fuyu_hf.read_config({"model_type": "fuyu", "text_config": {"model_type": "persimmon"}}, {})
     decoder, vision = system.model.decoder, system.model.vision
     assert (decoder.width, decoder.depth, decoder.rope_theta, decoder.rotary_fraction) == (4096, 36, 25000.0, 0.5)
@@ -191,18 +190,16 @@ def test_wrong_settings_are_told(copy):
 
 def test_what_fuyu_does_not_have_is_told():
     system = fuyu.system()
-    assert why_not(system, LAYOUT) is None
+    assert why_not(system) is None
     layout = dataclasses.replace(system.layout, max_width=42)
-    assert "layout.max_width must be a multiple of the patch's 4 px, is 42" in why_not(
-        dataclasses.replace(system, layout=layout), LAYOUT
+    problem = why_not(dataclasses.replace(system, layout=layout))
+    assert "layout.max_width must be a multiple of the patch's 4 px, is 42" in problem
+    decoder = dataclasses.replace(system.model, decoder=dataclasses.replace(system.model.decoder, parallel=True))
+    assert "Persimmon does not have together" in why_not(dataclasses.replace(system, model=decoder))
+    connector = dataclasses.replace(system.model, connector=MLPConfig())
+    assert "fuyu has patch_projection with identity with native_raster" in why_not(
+        dataclasses.replace(system, model=connector)
     )
-    model = dataclasses.replace(
-        system.model, connector=MLPConfig(), decoder=dataclasses.replace(system.model.decoder, parallel=True)
-    )
-    problems = why_not(dataclasses.replace(system, model=model), LAYOUT)
-    assert "model.connector must be identity, is mlp" in problems
-    assert "Persimmon does not have" in problems
-    assert "model.vision must be a patch_projection" in why_not(tiny.system(), LAYOUT)
 
 
 def test_ids_and_tiles_are_no_shorthand_for_it(batch):
@@ -213,3 +210,16 @@ def test_ids_and_tiles_are_no_shorthand_for_it(batch):
         model.logits(batch.tokens)
     text = batch.tokens[5:6, : int((batch.segments[5] > 0).sum())]
     np.testing.assert_allclose(model.logits(text)[0], model.logits(batch)[5, : text.shape[1]], atol=1e-5)
+
+
+@pytest.mark.torch
+def test_the_command_converts_and_verifies(folder, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    flags = [f"--source={folder}", f"--target={tmp_path / 'half'}", "--layout=orbax"]
+    assert convert(flags) == 0
+    flags = [f"--source={tmp_path / 'half'}", f"--target={tmp_path / 'again'}", "--layout=hf", "--verify"]
+    assert convert(flags) == 0
+    assert "verified: max |difference| of logits" in capsys.readouterr().out
+    first, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all((first[name] == again[name]).all() for name in first)

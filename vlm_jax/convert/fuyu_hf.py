@@ -67,12 +67,12 @@ def rules(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Nothing."""
+    """Patterns of names that the model has no use for: none."""
     del config
     return ()
 
 
-def rename(key: str, config: Mapping[str, Any] | None = None) -> str:
+def rename(key: str, config: Mapping[str, Any]) -> str:
     """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.language_model.*`)."""
     del config
     if key == "lm_head.weight":
@@ -118,14 +118,7 @@ def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dt
 
 def _check_expressible(system: System) -> None:
     model, layout = system.model, system.layout
-    if not (isinstance(model.vision, PatchProjectionConfig) and isinstance(layout, NativeRaster)):
-        raise UserError(
-            "this system has no counterpart in transformers' Fuyu: model.vision must be a patch_projection, "
-            "layout a native_raster"
-        )
     wrong = []
-    if not isinstance(model.connector, IdentityConfig):
-        wrong.append(f"model.connector must be identity, is {model.connector.type}")
     if not PERSIMMON.fits(model.decoder):
         wrong.append("model.decoder has biases, norms or positions that Persimmon does not have together")
     # Its processor fills pictures up to them, and refuses what is no whole number of patches then.
