@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vlm_jax import globs
-from vlm_jax.convert import internvl_chat, internvl_hf, llava_hf, llava_next_hf, table
+from vlm_jax.convert import fuyu_hf, internvl_chat, internvl_hf, llava_hf, llava_next_hf, table
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
@@ -22,7 +22,7 @@ from vlm_jax.models.vlm import VLMConfig, init_params
 from vlm_jax.system import System
 
 LAYOUTS: Mapping[str, tuple[Any, ...]] = {
-    "hf": (internvl_hf, llava_hf, llava_next_hf),
+    "hf": (internvl_hf, llava_hf, llava_next_hf, fuyu_hf),
     "internvl": (internvl_chat,),
 }
 """Layouts of model folders by the names of `--layout`, and the kinds of model that each has.

@@ -199,7 +199,7 @@ class Model:
             places of the row's placeholders (`Template.image_context`) in order.
 
         Raises:
-          UserError: the places and the tiles do not match.
+          UserError: the places and the tiles do not match, or images of this system are not cut into tiles.
         """
         if not isinstance(batch, Batch):
             batch = self._whole_rows(np.asarray(batch, np.int32), tiles)
@@ -208,20 +208,25 @@ class Model:
     def _whole_rows(self, tokens: np.ndarray, tiles: np.ndarray | None) -> Batch:
         vision, per_tile = self.system.model.vision, self.system.model.tokens_per_tile
         rows, length = tokens.shape
-        if tiles is None:
-            tiles = np.zeros((rows, 0, vision.image_size, vision.image_size, 3), np.uint8)
-        count = tiles.shape[1]
+        placeholders = tokens == self.tokenizer.token_id(self.system.chat_template.image_context)
         side = vision.image_size
+        if side is None:  # patches of no tile
+            if tiles is not None or placeholders.any():
+                raise UserError("images of this system have sizes of their own: use model.batch, not ids and tiles")
+            side = vision.patch_size
+        if tiles is None:
+            tiles = np.zeros((rows, 0, side, side, 3), np.uint8)
+        count = tiles.shape[1]
         if tiles.shape != (rows, count, side, side, 3):
             raise UserError(f"tiles have shape {tiles.shape}, not ({rows}, K, {side}, {side}, 3)")
         batch = self._pad([], rows, length, count)
-        placeholders = tokens == self.tokenizer.token_id(self.system.chat_template.image_context)
         wrong = np.flatnonzero(placeholders.sum(axis=1) != count * per_tile)
         if len(wrong):
             found = placeholders[wrong[0]].sum()
             raise UserError(f"row {wrong[0]} has {found} image tokens for {count} tiles of {per_tile} tokens each")
-        batch.patches[:, :count] = [patchify(row, vision.patch_size) for row in tiles]
-        batch.tile_grid[:, :count] = vision.grid
+        if count:
+            batch.patches[:, :count] = [patchify(row, vision.patch_size) for row in tiles]
+            batch.tile_grid[:, :count] = vision.grid
         batch.tile_segment[:, :count] = 1
         batch.tile_slot[:, :count] = np.arange(count)
         batch.segments[:] = 1

@@ -24,7 +24,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vlm import VLM
+from vlm_jax.models.vlm import VLM, AnyVisionConfig
 from vlm_jax.system import System
 
 TOLERANCE = 1e-3
@@ -118,7 +118,6 @@ def torch_rows(batch: Batch, system: System, prompts: Sequence[Conversation]) ->
     """
     torch, vision = _torch(), system.model.vision
     used = np.asarray(batch.tile_segment) > 0
-    side = round((batch.patches.shape[-1] / 3) ** 0.5)
     for row in range(len(batch.tokens)):
         length = int((np.asarray(batch.segments[row]) > 0).sum())
         inputs = {
@@ -126,15 +125,31 @@ def torch_rows(batch: Batch, system: System, prompts: Sequence[Conversation]) ->
             "attention_mask": torch.ones(1, length, dtype=torch.long),
         }
         if used[row].any():
-            tiles = unpatchify(
-                np.asarray(batch.patches[row])[used[row]], tuple(batch.tile_grid[row][used[row]][0]), side
+            pixels = _pixels(
+                np.asarray(batch.patches[row])[used[row]], np.asarray(batch.tile_grid[row])[used[row]], vision
             )
-            pixels = (tiles / 255 - np.array(vision.mean)) / np.array(vision.std)
-            inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
+            inputs["pixel_values"] = torch.tensor(pixels, dtype=torch.float32)
             if isinstance(system.layout, AnyRes):
                 sizes = [decode_image(data, "the image").size for data in prompts[row].images]
                 inputs["image_sizes"] = torch.tensor([(height, width) for width, height in sizes])
         yield inputs
+
+
+def _pixels(patches: np.ndarray, grids: np.ndarray, vision: AnyVisionConfig) -> np.ndarray:
+    """Tiles, normalised [k, 3, height, width]; where an encoder takes no tiles, the patches [1, n, P*P*3] in order.
+
+    Args:
+      patches: uint8 [k, N, P*P*3].
+      grids: [k, 2], patches down and across.
+      vision: of the model.
+    """
+    mean, std = np.array(vision.mean), np.array(vision.std)
+    if vision.image_size is None:  # the last slots are not full
+        real = np.concatenate([slot[:count] for slot, count in zip(patches, grids.prod(axis=1), strict=True)])
+        pixels = real.reshape(1, len(real), -1, 3)
+        return ((pixels / 255 - mean) / std).reshape(1, len(real), -1)
+    tiles = unpatchify(patches, tuple(grids[0]), vision.patch_size)
+    return ((tiles / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
 def _ours(

@@ -135,7 +135,8 @@ class Tokenizer:
             "context_image_token" if template.image_start else "image_token": template.image_context,
             "video_token": "<video>",
         }
-        named = {key: token for key, token in named.items() if token and self._backend.token_to_id(token) is not None}
+        # A piece of the vocabulary is not named: it would become an added token, and text beside it other tokens.
+        named = {key: token for key, token in named.items() if self._backend.token_to_id(token) in self._added}
         main = {key: self._config[key] for key in ("bos_token", "eos_token", "pad_token") if self._config.get(key)}
         config = {
             "model_max_length": 32768,
