@@ -1,8 +1,8 @@
 """Computes `docs/systems.md`: `python docs/systems.py --write`.
 
 Rows and paragraphs of systems that work come from their configs, which are read and not run: the docstring, `ARGUMENTS`
-and `SYSTEM`. Those that do not work yet stand here, with what they wait for. `tests/test_docs.py` fails when the document
-and the configs part ways.
+and `SYSTEM`. Those that do not work yet stand here, with what they wait for. `tests/test_docs.py` fails when the
+document and the configs part ways.
 """
 
 import ast
@@ -44,8 +44,8 @@ WAITING = {
          "a reference of its own", "a context and content pooler, a Q-Former"),
     18: ("MoE-LLaVA", "sparse experts in every second layer", "`MixtralForCausalLM`; equal experts are one MLP",
          "sparse experts with a balance loss"),
-    19: ("LLaVA-UHD", "slices of the image's own shape, 64 tokens each, in a two-dimensional arrangement of separators",
-         "`torch.nn.MultiheadAttention`; which slices, by test vectors", "a resampler, towers on slices that are not square"),
+    19: ("LLaVA-UHD", "slices of the image's own shape, 64 tokens each, with separators between them",
+         "`torch.nn.MultiheadAttention`; which slices, by test vectors", "a resampler, towers on slices not square"),
     21: ("InternLM-XComposer2-4KHD", "up to 55 tiles, newlines and a separator, low-rank weights for image tokens",
          "which tiles, by test vectors; zero adapters change nothing", "low-rank weights by kind of token, its layout"),
     22: ("InternVL 1.0", "InternViT-6B, contrastive training, and a language model with queries as the bridge",
@@ -57,10 +57,11 @@ HEAD = """# The systems
 
 <!-- Computed by docs/systems.py; do not edit. -->
 
-Twenty-four vision-language systems are compositions of parts: a vision encoder, a connector, a decoder, an image layout,
-a prompt format, and stages. Those that work are a config each; a system's name stands nowhere else in the code.
+Twenty-four vision-language systems are compositions of parts: a vision encoder, a connector, a decoder, an image
+layout, a prompt format, and stages. Those that work are a config each; nothing else in the code knows one by name.
 *Partial* says what is missing. `python -m vlm_jax.main --help` lists the configs with their arguments,
-`--help --config=FILE` shows one, and `FILE:tiny` trains its parts, small, on the pocket data in a minute or so.
+`--help --config=FILE` shows one, and `FILE:tiny` of those in `configs/systems/` trains the same parts, small, on the
+pocket data.
 
 """
 
@@ -96,8 +97,9 @@ def document() -> str:
 def _section(path: Path, table: dict) -> str:
     """What a config's docstring says beyond its command, and the system's sizes."""
     recipe = read_recipe(path)
-    paragraphs = [text for text in recipe.doc.split("\n\n") if not text.startswith("    ")]
-    lines = [f"## {table['name']}", "", "\n\n".join(paragraphs), ""]
+    paragraphs = [text for text in recipe.doc.split("\n\n")[1:] if not text.startswith("    ")]
+    what = _summary(path)
+    lines = [f"## {table['name']}", "", f"{what[0].upper()}{what[1:]}.", "", "\n\n".join(paragraphs), ""]
     lines += [f"`{path.relative_to(ROOT)}` with", ""]
     for argument, (what, time) in (recipe.arguments or {}).items():
         size = f"; {table['parameters'][argument]:,} parameters" if argument in table["parameters"] else ""

@@ -27,7 +27,7 @@ def growing() -> Recipe:
     """Tiles of 8 px, then of 16; another prompt format first; then the upper layer of the encoder and the connector."""
     fields = recipe_fields(teacher=None, runtime=dict(checkpoint_seconds=0.0, keep_checkpoints=8))
     fields["system"]["model"]["decoder"]["vocab_size"] = 500
-    common = dict(objective=dict(type="generate"), steps=BORDER, data=dict(rows=4, tokens=64, tiles=4))
+    common = dict(objective=dict(type="generate"), steps=BORDER, data=dict(rows=4, tokens=120, tiles=4))
     fields["stages"] = [
         dict(common, name="small", trainable=["vision/**"], image_size=8, template="internvl2_5"),
         dict(common, name="large", trainable=["connector/**", "vision/**"], tune_from_layer=dict(vision=1)),
