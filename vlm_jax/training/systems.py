@@ -161,7 +161,7 @@ def _tiny_stage(stage: Fields, side: int) -> dict[str, Any]:
     """A few steps on few conversations. A stage's size of tiles keeps its ratio to the system's (224 to 448)."""
     small = dict(rows=4, tokens=None, tiles=None, weights=_TASKS)
     data = {**stage["data"], **small, "cap": min(stage["data"].get("cap", 0), 6)}
-    optimizer = {**stage["optimizer"], "learning_rate": 3e-3, "warmup_ratio": 0.0, "schedule": "constant"}
+    optimizer = {**stage["optimizer"], "learning_rate": 6e-3, "warmup_ratio": 0.0, "schedule": "constant"}
     changes: dict[str, Any] = dict(epochs=0.0, steps=10, data=data, optimizer=optimizer)
     if stage.get("image_size"):
         changes["image_size"] = _SIDE * stage["image_size"] // side
