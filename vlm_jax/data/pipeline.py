@@ -300,12 +300,13 @@ def _check_parts(source: Source, index: Index, config: MixtureConfig, weights: n
     """Refuses data of which a source that is asked for has no record left, or of which none has a weight."""
     first = 0
     for part in parts_of(source):
-        own = range(first, first + len(part))
-        if (index.task_ids[own] == BAD).all() and any(_matters(index.bad[number], config) for number in own):
+        end = first + len(part)
+        none_left = (index.task_ids[first:end] == BAD).all()
+        if none_left and any(_matters(index.bad[number], config) for number in range(first, end)):
             raise NothingLeftError(
                 f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}", index.bad
             )
-        first += len(part)
+        first = end
     if weights is None:
         return
     if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():

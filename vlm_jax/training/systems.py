@@ -24,6 +24,9 @@ _SIDE = 32
 _TASKS = dict(reading=1.0, photo=1.0)
 """What the small variant learns: tasks of the pocket data whose questions may be asked as captions, too."""
 
+_ROWS = 24
+"""Conversations of its batches: all that those tasks have, so that steps differ in nothing but what was learned."""
+
 
 def row_of(table: Mapping[str, Row], arg: str, file: str) -> Row:
     """The row of a config's table that its argument asks for.
@@ -158,8 +161,8 @@ def _tiny_decoder(decoder: Fields) -> dict[str, Any]:
 
 
 def _tiny_stage(stage: Fields, side: int) -> dict[str, Any]:
-    """A few steps on few conversations. A stage's size of tiles keeps its ratio to the system's (224 to 448)."""
-    small = dict(rows=4, tokens=None, tiles=None, weights=_TASKS)
+    """A few steps on the same conversations. A stage's size of tiles keeps its ratio to the system's (224 to 448)."""
+    small = dict(rows=_ROWS, tokens=None, tiles=None, weights=_TASKS)
     data = {**stage["data"], **small, "cap": min(stage["data"].get("cap", 0), 6)}
     optimizer = {**stage["optimizer"], "learning_rate": 6e-3, "warmup_ratio": 0.0, "schedule": "constant"}
     changes: dict[str, Any] = dict(epochs=0.0, steps=10, data=data, optimizer=optimizer)
