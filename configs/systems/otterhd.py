@@ -7,7 +7,7 @@
 Every patch of 30 px goes through one linear layer, a token of the vocabulary ends each row, and positions are those of
 the sequence alone. Images shrink to 1920 x 1080 px at most and are never enlarged. One stage trains everything.
 
-Numbers: arXiv:2311.04219 and `docs/OtterHD.md` of Luodian/Otter (its command: 8 GPUs of 8 conversations, accumulated
+Numbers: arXiv:2311.04219 and the command in Luodian/Otter's page on OtterHD (8 GPUs of 8 conversations, accumulated
 twice). META.json is InternVL's kind of meta file with the source `instruct` (370K, ten sets in the paper).
 """
 

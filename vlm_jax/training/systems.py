@@ -165,7 +165,7 @@ def _tiny_stage(stage: Fields, side: int) -> dict[str, Any]:
     small = dict(rows=_ROWS, tokens=None, tiles=None, weights=_TASKS)
     data = {**stage["data"], **small, "cap": min(stage["data"].get("cap", 0), 6)}
     optimizer = {**stage["optimizer"], "learning_rate": 6e-3, "warmup_ratio": 0.0, "schedule": "constant"}
-    changes: dict[str, Any] = dict(epochs=0.0, steps=10, data=data, optimizer=optimizer)
+    changes: dict[str, Any] = dict(epochs=0.0, steps=6, data=data, optimizer=optimizer)
     if stage.get("image_size"):
         changes["image_size"] = _SIDE * stage["image_size"] // side
     if stage.get("tune_from_layer"):
