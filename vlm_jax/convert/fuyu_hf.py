@@ -133,7 +133,12 @@ def _check_expressible(system: System) -> None:
 
 
 def processor_files(system: System) -> dict[str, dict[str, Any]]:
-    """{file: settings}. A resolution of the layout's own is not among them: Otter resizes before it asks Fuyu's."""
+    """{file: settings}.
+
+    A resolution of the layout's own is not among them: Otter resizes before it asks Fuyu's. `FuyuProcessor` of
+    `transformers` 5 drops the first id before a text, which it takes for a lone "▁". That is true where `|SPEAKER|` is
+    a piece like others, as in Fuyu's tokenizer; with one that was trained here (`Tokenizer.train`) it stops.
+    """
     layout, vision = system.layout, system.model.vision
     settings = {
         "image_processor_type": "FuyuImageProcessor",
