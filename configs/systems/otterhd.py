@@ -5,7 +5,8 @@
     python -m vlm_jax.main --config=configs/systems/otterhd.py:tiny --workdir=runs/otterhd-tiny
 
 Every patch of 30 px goes through one linear layer, a token of the vocabulary ends each row, and positions are those of
-the sequence alone. Images shrink to 1920 x 1080 px at most and are never enlarged. One stage trains everything.
+the sequence alone. In training every conversation's images are stretched to a square whose side is drawn; in use they
+keep their size, or shrink to 1920 x 1080 px. One stage trains everything.
 
 Numbers: arXiv:2311.04219 and the command in Luodian/Otter's page on OtterHD (8 GPUs of 8 conversations, accumulated
 twice). META.json is InternVL's kind of meta file with the source `instruct` (370K, ten sets in the paper).
@@ -28,8 +29,8 @@ SYSTEM = {
     "missing": "",
 }
 
-# 64 columns and 36 rows of patches at most: 36 slots of 64, and 36 tokens more that end rows.
-TILES = {"8b": 36, TINY: 36}
+# 26 columns and rows of patches at 768 px: 11 slots of 64. The small variant's conversations may have several pictures.
+TILES = {"8b": 11, TINY: 36}
 
 
 def get_config(arg: str = "8b"):
@@ -40,7 +41,9 @@ def get_config(arg: str = "8b"):
         vision=dict(type="patch_projection", patch_size=30, width=4096, patches=64),
         connector=dict(type="identity"),
         decoder=DECODERS["persimmon_8b"],
-        layout=dict(type="native_raster", patch_size=30, max_width=1920, max_height=1080, slot=64),
+        layout=dict(
+            type="native_raster", patch_size=30, max_width=1920, max_height=1080, slot=64, sides=(448, 512, 768)
+        ),
         template="fuyu",
         stages=[
             llava_stage(

@@ -148,7 +148,8 @@ def _tiny_vision(vision: Fields) -> dict[str, Any]:
 
 def _tiny_layout(layout: Fields) -> dict[str, Any]:
     if layout.get("type") == "native_raster":
-        return {**layout, "patch_size": 8, "max_width": 48, "max_height": 48, "slot": 8}
+        sides = tuple(side * 48 // max(layout["sides"]) for side in layout.get("sides", ()))
+        return {**layout, "patch_size": 8, "max_width": 48, "max_height": 48, "slot": 8, "sides": sides}
     return {**layout, "tile_size": _SIDE}
 
 
