@@ -129,8 +129,8 @@ def _no_such_file(path: Path) -> str:
     if not known:
         return f"{problem}; a recipe is a Python file with a function get_config, as in configs/ of the source code"
     # A name alone is enough to know what is meant, and so is a folder too many or too few.
-    names = {Path(name).stem: name for name in known} | {Path(name).name: name for name in known}
-    close = difflib.get_close_matches(path.name, list(names), n=1) if path.name else []
+    names = {Path(name).stem: name for name in known}
+    close = difflib.get_close_matches(path.stem, list(names), n=1) if path.name else []
     meant = f" (did you mean {names[close[0]]}?)" if close else ""
     return f"{problem}{meant}; there are {', '.join(known)} (--help says what they do)"
 

@@ -125,7 +125,7 @@ def test_nothing_is_asked_twice(recipe, tmp_path, contexts):
 def test_a_run_that_was_cut_off_goes_on(recipe, tmp_path, contexts, how):
     with FakeServer().running() as url:
         assert recipe(*flags(url, out="whole.json"))[0] == 0
-    server = FakeServer(slow=0.03)
+    server = FakeServer(slow=0.25)
     with server.running() as url:
         command = [sys.executable, "-m", "vlm_jax.data.recipes", *map(str, flags(url, "--concurrency=2"))]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
