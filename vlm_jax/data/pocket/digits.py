@@ -14,6 +14,8 @@ from vlm_jax.data.pocket.scene import READ, Question, Scene
 
 KINDS = ("cell",)
 COUNT_KINDS = ("number", "count", "number", "sum")
+TRAINED_COUNT_KINDS = ("count", "sum", "number", "count", "sum")
+"""Of the training split, where what is hard comes more often."""
 
 LAYOUTS = {
     (3, 3, (1, 1)): 0.80,
@@ -53,11 +55,12 @@ MOST = 4
 def draw_digits(
     rng: np.random.Generator, material: Material, ask: str = "cell", layouts: Mapping[Any, float] = LAYOUTS
 ) -> Scene:
-    """A grid of digits; `cell` asks for the one at a row and column."""
+    """A grid of digits; `cell` asks for the one at a row and column, `search` also the other way round."""
     rows, columns, tiles = pick(rng, layouts)
     picks = rng.integers(len(material.labels), size=(rows, columns))
     labels = material.labels[picks]
-    questions = _cell_questions(rng, labels) + _line_questions(rng, labels)
+    cells, lines = _cell_questions(rng, labels), _line_questions(rng, labels)
+    questions = cells[:2] + lines + _search_questions(rng, labels) if ask == "search" else cells + lines
     return _scene(rng, material, picks, tiles, questions)
 
 
@@ -189,6 +192,25 @@ def _line_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Questi
         Question("row", f"Read row {row + 1}.", transcribe(labels[row : row + 1])),
         Question("column", f"Read column {column + 1}.", transcribe(labels[:, column][None])),
     ]
+
+
+def _search_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Question]:
+    """Where a digit is, which may be nowhere, and the sum of two neighbours; in training only.
+
+    Counting, pointing and adding up a line are made of these, as a text is of what stands at each place.
+    """
+    digit = int(choose(rng, labels.ravel().tolist()) if rng.random() < 0.8 else rng.integers(10))
+    row, column = int(rng.integers(labels.shape[0])), int(rng.integers(labels.shape[1] - 1))
+    pair = labels[row, column : column + 2]
+    return [
+        Question("where", f"Where is the digit {digit}?", _places_of(labels, digit)),
+        Question("pair", f"What is the sum of row {row + 1}, columns {column + 1} and {column + 2}?", str(pair.sum())),
+    ]
+
+
+def _places_of(labels: np.ndarray, digit: int) -> str:
+    places = np.argwhere(labels == digit)
+    return "; ".join(f"row {row + 1}, column {column + 1}" for row, column in places) or "nowhere"
 
 
 def _count_question(labels: np.ndarray, digit: int) -> Question:
