@@ -1,4 +1,4 @@
-"""Mini-InternVL at full size: align the connector, then tune, with the published settings (see the file).
+"""Mini-InternVL: InternViT-300M and a language model of 0.5 to 4 billion parameters, on up to 12 tiles and a thumbnail.
 
     python -m vlm_jax.main --config=configs/mini_internvl.py:1b,align --workdir=runs/1b-align \\
         --config.start.vision=InternViT-300M-448px --config.start.decoder=Qwen2-0.5B-Instruct \\
@@ -6,8 +6,9 @@
     python -m vlm_jax.main --config=configs/mini_internvl.py:1b,tune --workdir=runs/1b-tune \\
         --config.start.model=runs/1b-align --config.data.train=META.json
 
-Sizes, image layout and chat template are those of the folders that it starts from, so that `1b`, `2b` and `4b` only say
-how to train, and any InternVL folder may be tuned by them. META.json is InternVL's meta file.
+Full size, published settings: first the connector is aligned, then everything tuned. Sizes, image layout and chat
+template are those of the folders that it starts from, so that `1b`, `2b` and `4b` only say how to train, and any
+InternVL folder may be tuned by them. META.json is InternVL's meta file.
 
 Batches are the published ones, made for 64 GPUs and more. On fewer, set --config.stages[0].data.rows and
 --config.stages[0].accumulation; a row takes 0.6 MB of host memory for each of its tile slots.
@@ -23,6 +24,15 @@ ARGUMENTS = {
     "1b,tune": ("trains everything, 22,000 steps of packed rows", "published for 64 GPUs, not timed here"),
     "2b,tune": ("trains everything, one epoch", "published for 64 GPUs, not timed here"),
     "4b,tune": ("trains everything, one epoch", "published for 64 GPUs, not timed here"),
+}
+
+SYSTEM = {
+    "number": 23,
+    "name": "Mini-InternVL",
+    "oracle": "`InternVLForConditionalGeneration`: logits, tiles and prompts; released folders both ways",
+    "parameters": {},
+    "counted": "those of the folder; the 1B is counted part by part in [architecture.md](architecture.md)",
+    "missing": "",
 }
 
 # Of InternVL's scripts: `shell/internvl2.5/stage{1,2}/internvl2_5_1b_*` (1b: rows packed with conversations) and

@@ -12,8 +12,8 @@ import numpy as np
 
 from vlm_jax.convert import table
 from vlm_jax.convert.fields import CONFIG
-from vlm_jax.convert.folders import LAYOUTS, parameter_shapes
-from vlm_jax.convert.internvl_chat import read_config
+from vlm_jax.convert.folders import parameter_shapes
+from vlm_jax.convert.internvl_chat import read_config, rules
 from vlm_jax.convert.safetensors_folder import DTYPES, write_weights
 from vlm_jax.system import System
 
@@ -74,7 +74,7 @@ def write_random(folder: Path, size: str, tokenizer, dtype: str = "bfloat16", **
     content = config(size, **decoder)
     described = system(size, **decoder)
     folder.mkdir(parents=True)
-    plan = table.plan(LAYOUTS["internvl"].rules(content), parameter_shapes(described.model))
+    plan = table.plan(rules(content), parameter_shapes(described.model))
     rng = np.random.default_rng(0)
 
     def tensors():

@@ -91,3 +91,24 @@ def test_it_asks_student_and_teacher_and_compiles_once(recipe):
         halved = jax.tree.map(lambda leaf: np.asarray(leaf) / 2, model[1])
         assert [e.prediction for e in questions(model[0], halved).examples] != [e.prediction for e in first.examples]
         assert (generate._prefill._cache_size(), generate._decode._cache_size()) == compiled
+
+
+def test_a_stage_with_another_size_of_tiles_is_asked_at_that_size(recipe):
+    from vlm_jax.training.loop import initial_params
+
+    small = dataclasses.replace(recipe.stages[-1], name="small", image_size=16)
+    recipe = dataclasses.replace(recipe, stages=(small, recipe.stages[-1]))
+    params = jax.device_get(jax.jit(lambda: initial_params(recipe))())
+    questions = validation_questions(recipe, Memory(record(n) for n in range(4)), tiny.tokenizer())
+    seen = []
+    answer = ask.Model.answer
+
+    def answering(model, *arguments):
+        seen.append((model.system.layout.tile_size, model.system.model.vision.image_size))
+        return answer(model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ask.Model, "answer", answering)
+        answers = questions(*recipe.models_in(small).vlm("student", params))
+    assert seen == [(16, 16)]
+    assert set(answers.scores) == {"a"}

@@ -16,13 +16,25 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def script(name: str):
+    """A script of `docs/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_tables_of_shapes_are_those_of_the_code():
-    spec = importlib.util.spec_from_file_location("shapes", ROOT / "docs" / "shapes.py")
-    shapes = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shapes)
+    shapes = script("shapes")
     document = text("docs/architecture.md")
     assert document.count("<!-- shapes: ") == len(shapes.TABLES)
     assert shapes.with_tables(document) == document, "run `python docs/shapes.py --write`"
+
+
+def test_systems_are_those_of_the_configs():
+    systems = script("systems")
+    assert text("docs/systems.md") == systems.document(), "run `python docs/systems.py --write`"
+    assert len(systems.systems()) == 1 + len(list((ROOT / "configs" / "systems").glob("*.py")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,6 +16,17 @@ from vlm_jax.errors import UserError
         ("teacher/connector/up/kernel", "**/connector/up/kernel", True),
         ("my_connector/up/kernel", "**/connector/up/kernel", False),
         ("a.b", "a?b", False),
+        ("vision/layers/12/mlp/up/kernel", "vision/layers/{12..}/**", True),
+        ("vision/layers/100/mlp/up/kernel", "vision/layers/{12..}/**", True),
+        ("vision/layers/11/mlp/up/kernel", "vision/layers/{12..}/**", False),
+        ("vision/layers/9/mlp/up/kernel", "vision/layers/{12..}/**", False),  # a number, not a text
+        ("vision/layers/x/mlp/up/kernel", "vision/layers/{12..}/**", False),
+        ("vision/layers/12", "vision/layers/{12..}/**", False),
+        ("decoder/layers/0/experts/7/up", "**/layers/{0..}/experts/{7..}/*", True),
+        ("decoder/layers/0/experts/6/up", "**/layers/{0..}/experts/{7..}/*", False),
+        ("layers_12_of/x", "layers_{12..}_of/x", True),
+        ("a/{12..}", "a/{12}", False),
+        ("a/{12}", "a/{12}", True),
     ],
 )
 def test_matches(path, glob, expected):

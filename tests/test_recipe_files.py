@@ -11,7 +11,8 @@ from vlm_jax.recipe_files import check_recipe, describe, find_recipes, read_reci
 from vlm_jax.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = [path for path in sorted(ROOT.glob("configs/**/*.py")) if "def get_config" in path.read_text()]
+FOUND = [*sorted(ROOT.glob("configs/*.py")), *sorted(ROOT.glob("configs/systems/*.py"))]
+RECIPES = [path for path in FOUND if "def get_config" in path.read_text(encoding="utf-8")]
 
 
 def load(path):
@@ -103,6 +104,8 @@ def test_what_is_no_recipe_is_one_line(tmp_path, text, message):
     [
         ("pocket", r"--config=pocket: there is no such file \(did you mean configs/pocket\.py\?\); there are configs/"),
         ("config/pocket.py", r"did you mean configs/pocket\.py\?"),
+        ("configs/llava_1_5.py", r"did you mean configs/systems/llava_1_5\.py\?"),
+        ("configs/systems/svit.py:7b", r"no argument '7b'.*; there are '13b', 'tiny'"),
         ("configs", r"--config=configs: this is a folder; there are configs/"),
         ("zzz", r"--config=zzz: there is no such file; there are"),
         ("README.md", r"README\.md: not a recipe, which is a Python file"),

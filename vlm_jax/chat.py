@@ -12,7 +12,7 @@ from vlm_jax.errors import UserError
 _HELP = """\
 Asks a model about images.
 
---model is a training workdir (its newest checkpoint answers) or a model folder of InternVL.
+--model is a training workdir (its newest checkpoint answers) or a model folder (see vlm_jax.convert).
 With --prompt it prints one answer and ends; without, it starts a conversation in which earlier questions, answers and
 images are remembered.
 

@@ -88,11 +88,14 @@ def check_recipe(given: str) -> None:
 
 
 def find_recipes() -> list[Path]:
-    """Files of recipes: those in `configs/` here or, elsewhere, those of the source code that the package lies in."""
+    """Files of recipes: those in `configs/` here or, elsewhere, those of the source code that the package lies in.
+
+    Those of folders inside it (`configs/systems/`) come last.
+    """
     source = Path(__file__).resolve().parents[1]
     below = source.is_relative_to(Path.cwd())
     for root in (Path(), source.relative_to(Path.cwd()) if below else source):
-        found = sorted((root / "configs").glob("**/*.py"))
+        found = sorted((root / "configs").glob("**/*.py"), key=lambda path: (len(path.parts), path))
         if recipes := [path for path in found if "def get_config" in path.read_text(encoding="utf-8", errors="ignore")]:
             return recipes
     return []

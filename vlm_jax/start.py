@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.checkpoints import complete
-from vlm_jax.config import build, flatten, to_plain
-from vlm_jax.convert.assemble import assemble
+from vlm_jax.config import build
+from vlm_jax.convert.assemble import TRAINING, assemble, assemble_system, differences
 from vlm_jax.convert.folders import Opened
 from vlm_jax.convert.workdirs import open_model
 from vlm_jax.errors import UserError
 from vlm_jax.files import read_json
+from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.system import System
 from vlm_jax.training.recipe import Recipe, Start
 from vlm_jax.training.workdir import Workdir
-
-_TRAINING = ("vision.drop_path", "vision.layer_scale")
-"""Fields of a model that matter to training or to fresh weights alone."""
 
 
 def open_start(recipe: Recipe, workdir: Workdir) -> tuple[Recipe, Opened | None]:
@@ -35,22 +33,35 @@ def open_start(recipe: Recipe, workdir: Workdir) -> tuple[Recipe, Opened | None]
         return recipe, None
     if complete(workdir.checkpoints):
         return (recipe if recipe.system is not None else _with_system(recipe, _stored_system(workdir))), None
-    recipe.start.check()
-    opened = _open(recipe.start, recipe.seed)
-    if recipe.system is None:
+    system = recipe.system
+    recipe.start.check(tower=system is None or isinstance(system.model.vision, VisionConfig))
+    opened = _open(recipe, recipe.start)
+    if system is None:
         return _with_system(recipe, opened.system), opened
-    differences = _differences(recipe.system, opened.system)
-    if differences:
-        folder = recipe.start.model or f"{recipe.start.vision} with {recipe.start.decoder}"
+    told = differences(system.model, opened.system.model, "", [f"vision.{name}" for name in TRAINING])
+    if told:
         raise UserError(
-            f"{folder} is another model than config.system.model: {'; '.join(differences)}. "
+            f"{recipe.start.model} is another model than config.system.model: {'; '.join(told)}. "
             "a recipe whose system is None takes the folder's"
         )
     return recipe, opened
 
 
-def _open(start: Start, seed: int) -> Opened:
-    return open_model(start.model) if start.model else assemble(start.vision, start.decoder, seed=seed)
+def _open(recipe: Recipe, start: Start) -> Opened:
+    """What the folders hold; of a tower's and a language model's, the recipe's system or, without one, an InternVL."""
+    if start.model:
+        return open_model(start.model)
+    if recipe.system is None:
+        return assemble(start.vision, start.decoder, seed=recipe.seed)
+    stages = [recipe.system_in(stage) for stage in recipe.stages]
+    return assemble_system(
+        recipe.system,
+        start.vision,
+        start.decoder,
+        templates=[stage.chat_template for stage in stages],
+        image_size=stages[0].model.vision.image_size if stages else None,
+        seed=recipe.seed,
+    )
 
 
 def _with_system(recipe: Recipe, system: System) -> Recipe:
@@ -63,14 +74,3 @@ def _with_system(recipe: Recipe, system: System) -> Recipe:
 def _stored_system(workdir: Workdir) -> System:
     config: dict[str, Any] = read_json(Path(workdir.config))
     return build(System, config["system"], name=f"{workdir.config}: config.system")
-
-
-def _differences(ours: System, theirs: System) -> list[str]:
-    """Fields of the model that differ, as `vision.depth is 24, the folder's 2`."""
-    a, b = (flatten(to_plain(system.model), "") for system in (ours, theirs))
-    names = sorted(name for name in a.keys() | b.keys() if name.removeprefix(".") not in _TRAINING)
-    return [
-        f"{name.removeprefix('.')} is {a.get(name)!r}, the folder's {b.get(name)!r}"
-        for name in names
-        if a.get(name) != b.get(name)
-    ]

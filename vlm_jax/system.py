@@ -78,9 +78,21 @@ class System:
         max_tokens: int,
         max_tiles: int | None = None,
         loss_reduction: LossReduction = "token",
+        *,
+        training: bool = False,
     ) -> Preparer:
-        """What turns a conversation into arrays for this system; `max_tiles` overrides the layout's (per benchmark)."""
-        layout = self.layout if max_tiles is None else self.layout.at_most(max_tiles)
+        """What turns a conversation into arrays for this system.
+
+        Args:
+          tokenizer: of the model.
+          max_tokens: longest conversation.
+          max_tiles: overrides the layout's (per benchmark).
+          loss_reduction: see `Preparer`.
+          training: what the layout draws for every conversation is drawn; outside of training it is not.
+        """
+        layout = self.layout if training else self.layout.settled()
+        if max_tiles is not None:
+            layout = layout.at_most(max_tiles)
         return Preparer(
             tokenizer=tokenizer,
             template=self.chat_template,

@@ -14,14 +14,15 @@ def test_nothing_is_left_after_a_kill(tmp_path):
         textwrap.dedent(
             """
             import multiprocessing, time
-            from vlm_jax.data import feed, prepare, sources, tiling
+            from vlm_jax.data import feed, prepare, sources
+            from vlm_jax.data.layouts.closest_aspect import ClosestAspect
             from vlm_jax.data.plan import mixture
             from vlm_jax.data.text import templates, tokenizer
             from vlm_jax.data.conversation import Conversation, Turn
 
             if __name__ == "__main__":
                 words = tokenizer.Tokenizer.train(["a b c"], 300)
-                template, layout = templates.TEMPLATES["internvl2"], tiling.ClosestAspect(tile_size=28)
+                template, layout = templates.TEMPLATES["internvl2"], ClosestAspect(tile_size=28)
                 preparer = prepare.Preparer(words, template, layout, 14, 2, 500)
                 data = sources.MemorySource([Conversation((Turn("user", "a"), Turn("assistant", "b")))])
                 config = mixture.MixtureConfig(rows=1, tokens=500, tiles=2)

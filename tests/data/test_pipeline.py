@@ -11,7 +11,9 @@ from vlm_jax.data.feed import batches
 from vlm_jax.data.pipeline import START, Batches, Position
 from vlm_jax.data.plan.index import load_index
 from vlm_jax.data.plan.mixture import MixtureConfig, epoch_records, task_weights
-from vlm_jax.data.sources import MemorySource
+from vlm_jax.data.sources import ManySources, MemorySource
+from vlm_jax.data.text.templates import TEMPLATES
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 
 CONFIG = MixtureConfig(rows=3, tokens=400, tiles=12, window=24)
@@ -183,6 +185,39 @@ def test_records_of_tasks_left_out_may_be_larger_than_a_row(conversations, prepa
     assert [(error.place, error.reason) for error in numbered.bad] == [("memory:61", "too long")]
     planned = np.concatenate([records for window in range(3) for records in numbered.rows(0, window)])
     assert sorted(planned.tolist()) == list(range(60))
+
+
+@pytest.fixture(scope="module")
+def captions(preparer):
+    """To whose format records without an image are bad: every second one of task a, and none of b."""
+    tokenizer = Tokenizer.train(["What is 1 times 1? Why?"] * 5, 300, TEMPLATES["vicuna_v1"])
+    return dataclasses.replace(preparer, tokenizer=tokenizer, template=TEMPLATES["plain"])
+
+
+@pytest.mark.parametrize(("weights", "bad"), [({}, 20), ({"a": 1.0}, 20), ({"b": 1.0}, 0), ({"a": 0.0, "b": 1.0}, 0)])
+def test_what_is_wrong_with_records_that_a_stage_does_not_use_is_none_of_its_business(
+    conversations, captions, weights, bad, tmp_path
+):
+    class Here(MemorySource):
+        folder = tmp_path
+
+        def fingerprint(self):
+            return ""
+
+    for _ in "measured", "read":
+        numbered = Batches(Here(conversations), captions, dataclasses.replace(CONFIG, weights=weights), seed=5)
+        assert [(error.reason, error.task) for error in numbered.bad] == [("turns", "a")] * bad
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_source_of_which_nothing_is_left_matters_to_the_stages_that_use_it(conversations, captions):
+    none, some = (MemorySource([c for c in conversations if bool(c.images) == seen]) for seen in (False, True))
+    instruct = MemorySource([dataclasses.replace(c, task="instruct") for c in none.conversations], "instruct")
+    source = ManySources((instruct, some), "both")
+    assert Batches(source, captions, dataclasses.replace(CONFIG, weights={"a": 1.0, "b": 1.0}), seed=5).bad == ()
+    for weights in ({}, {"a": 1.0, "instruct": 1.0}):
+        with pytest.raises(UserError, match=r"instruct: none of its 20 record\(s\) can be used"):
+            Batches(source, captions, dataclasses.replace(CONFIG, weights=weights), seed=5)
 
 
 def test_records_longer_than_a_row_are_cut_where_that_is_asked_for(conversations, preparer):

@@ -148,6 +148,7 @@ def test_marks():
     assert with_marks("Why?", 0) == "Why?"
     assert with_marks("Why?", 1) == "<image>\nWhy?"
     assert with_marks("Why?", 2) == "Image-1: <image>\nImage-2: <image>\nWhy?"
+    assert with_marks("Why?", 2, numbered=False) == "<image>\n<image>\nWhy?"
     assert with_marks("Why <image>?", 1) == "Why <image>?"
 
 

@@ -111,7 +111,7 @@ def test_layers_behind_the_feature_layer_are_held_and_not_run(name):
     states, captured = {}, {}
     for layer in (-1, -2, -3, -4):
         states[layer], captured[layer] = run(layer)
-    equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    equal = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-3)  # of states up to about 200
     equal(states[-2], captured[-1][0])
     np.testing.assert_array_equal(captured[-2][-1], states[-2])  # of those that are run
     equal(captured[-2][0], states[-3])

@@ -209,7 +209,7 @@ def test_decay_of_the_hf_trainer_can_be_said():
     shapes = parameter_shapes(tiny.system().model)
     stored = table.plan(internvl_hf.rules({"text_config": {"model_type": "qwen2"}}), shapes)
     names = {path: key for key, tensor in stored.items() for path in tensor.paths}
-    expected = {path: names[path] in {internvl_hf.rename(name) for name in decayed} for path in shapes}
+    expected = {path: names[path] in {internvl_hf.rename(name, {}) for name in decayed} for path in shapes}
 
     config = OptimizerConfig(weight_decay=0.5, no_decay=("**/bias", "vision/**/scale", "connector/**/scale"))
     optimizer = make_optimizer(config)

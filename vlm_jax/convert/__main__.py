@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 _HELP = """\
 Writes a trained or downloaded model as a folder that other programs read.
 
-  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a model folder of InternVL in any layout.
+  --source is a training workdir (what `vlm_jax.main --workdir` wrote) or a model folder in any layout: InternVL's, or
+  LLaVA's and LLaVA-NeXT's for `transformers`.
   --vision and --decoder put a new model together instead: a vision tower (InternViT, CLIP, SigLIP) and a language model
   (Qwen2, Qwen3, InternLM2, Phi-3, Llama), with a fresh connector and InternVL's nine tokens added.
 
-  --layout=hf is that of `transformers` (InternVLForConditionalGeneration): weights, config, tokenizer, chat template
-  and image processor, ready for AutoModelForImageTextToText.from_pretrained. --layout=internvl is that of InternVL's
-  own code (InternVLChatModel), without the code. --layout=orbax is a workdir with one checkpoint.
+  --layout=hf is that of `transformers` (InternVLForConditionalGeneration, LlavaForConditionalGeneration or
+  LlavaNextForConditionalGeneration, as the parts have it): weights, config, tokenizer, chat template and image
+  processor, ready for AutoModelForImageTextToText.from_pretrained. --layout=internvl is that of InternVL's own code
+  (InternVLChatModel), without the code. --layout=orbax is a workdir with one checkpoint.
 
   --part=vision writes the encoder alone, as InternViT's own folders are (--layout=internvl); its --source may be a
   tower too, and a CLIP becomes the InternViT that is nearest to it. --part=decoder writes the language model alone,

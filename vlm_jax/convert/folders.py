@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vlm_jax import globs
-from vlm_jax.convert import internvl_chat, internvl_hf, table
+from vlm_jax.convert import fuyu_hf, internvl_chat, internvl_hf, llava_hf, llava_next_hf, table
 from vlm_jax.convert.fields import CONFIG
 from vlm_jax.convert.lazy import materialise
 from vlm_jax.convert.safetensors_folder import SHARD_BYTES, open_params, write_params
@@ -20,8 +21,15 @@ from vlm_jax.files import new_folder, read_json, refuse_links_out, write_json
 from vlm_jax.models.vlm import VLMConfig, init_params
 from vlm_jax.system import System
 
-LAYOUTS = {"hf": internvl_hf, "internvl": internvl_chat}
-"""Layouts of model folders by the names of `--layout`; a layout is a module with the same functions as the others."""
+LAYOUTS: Mapping[str, tuple[Any, ...]] = {
+    "hf": (internvl_hf, llava_hf, llava_next_hf, fuyu_hf),
+    "internvl": (internvl_chat,),
+}
+"""Layouts of model folders by the names of `--layout`, and the kinds of model that each has.
+
+A kind is a module with the same functions as the others. Its `MODEL_TYPE` is that of its `config.json`; its `HOLDS` are
+the classes of the configs of vision, connector and image layout that it has a counterpart for.
+"""
 
 
 class Opened(NamedTuple):
@@ -71,7 +79,7 @@ def write_folder(
       system: what they are the parameters of.
       tokenizer: goes with them.
       dtype: of the written weights, a key of `DTYPES`.
-      layout: a key of `LAYOUTS`.
+      layout: a key of `LAYOUTS`; of its kinds it is the one that the system's parts belong to.
       overwrite: replace what is there.
       shard_bytes: largest size of a weight file.
       progress: called for every tensor.
@@ -84,20 +92,21 @@ def write_folder(
     with new_folder(folder, overwrite=overwrite) as aside:
         chosen = select_parts(params, system.model, str(folder))
         ids = token_ids(system, tokenizer)
-        config = LAYOUTS[layout].write_config(system, dtype=dtype, **ids)
-        write_params(aside, LAYOUTS[layout].rules(config), chosen, dtype, shard_bytes, progress)
+        kind = _kind_for(system, layout)
+        config = kind.write_config(system, dtype=dtype, **ids)
+        write_params(aside, kind.rules(config), chosen, dtype, shard_bytes, progress)
         tokenizer.save(aside, system.chat_template)
         write_json(aside / CONFIG, config)
         generation = {"do_sample": False, "eos_token_id": ids["stop_id"], "pad_token_id": ids["pad_id"]}
         write_json(aside / "generation_config.json", generation)
-        for name, content in LAYOUTS[layout].processor_files(system).items():
+        for name, content in kind.processor_files(system).items():
             write_json(aside / name, content)
 
 
 def why_not(system: System, layout: str = "hf") -> str | None:
     """Why `write_folder` cannot write such a system in a layout; None where it can."""
     try:
-        LAYOUTS[layout].write_config(system, image_id=0, stop_id=0, pad_id=0, dtype="float32")
+        _kind_for(system, layout).write_config(system, image_id=0, stop_id=0, pad_id=0, dtype="float32")
     except UserError as error:
         return str(error)
     return None
@@ -118,8 +127,8 @@ def open_folder(folder: str | Path) -> Opened:
 def read_system(folder: Path) -> System:
     """What a model folder of any layout holds the parameters of, which are not looked at (errors as `open_folder`)."""
     config = _read_config(folder)
-    layout = _layout_of(config, folder)
-    return layout.read_config(config, layout.read_beside(folder, config), where=str(folder / CONFIG))
+    kind = _kind_of(config, folder)
+    return kind.read_config(config, kind.read_beside(folder, config), where=str(folder / CONFIG))
 
 
 def read_folder(folder: str | Path) -> Opened:
@@ -131,8 +140,15 @@ def read_folder(folder: str | Path) -> Opened:
 def open_model_params(folder: Path, model: VLMConfig) -> dict[str, Any]:
     """The parameters alone (see `open_folder`)."""
     config = _read_config(folder)
-    layout = _layout_of(config, folder)
-    return open_params(folder, layout.rules(config), parameter_shapes(model), layout.rename)
+    kind = _kind_of(config, folder)
+    patterns = kind.left_out(config)
+    return open_params(
+        folder,
+        kind.rules(config),
+        parameter_shapes(model),
+        lambda key: kind.rename(key, config),
+        lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns),
+    )
 
 
 def select_parts(params: Mapping[str, Any], model: VLMConfig, where: str) -> dict[str, Any]:
@@ -164,12 +180,12 @@ def select(params: Mapping[str, Any], shapes: Mapping[str, table.Shape], where: 
 def token_ids(system: System, tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the placeholder, of the token that ends a turn, and of padding."""
     template = system.chat_template
-    stop_id = tokenizer.stop_id(template)
-    try:
-        pad_id = tokenizer.token_id("<|endoftext|>")
-    except UserError:  # no padding token of its own: any id serves, because padding is masked
-        pad_id = stop_id
-    return {"image_id": tokenizer.token_id(template.image_context), "stop_id": stop_id, "pad_id": pad_id}
+    stop_id, pad_id = tokenizer.stop_id(template), tokenizer.pad_id
+    return {
+        "image_id": tokenizer.token_id(template.image_context),
+        "stop_id": stop_id,
+        "pad_id": stop_id if pad_id is None else pad_id,  # any id serves, because padding is masked
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -178,9 +194,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def _layout_of(config: Mapping[str, Any], folder: Path) -> Any:
-    for layout in LAYOUTS.values():
-        if config.get("model_type") == layout.MODEL_TYPE:
-            return layout
-    known = ", ".join(layout.MODEL_TYPE for layout in LAYOUTS.values())
-    raise UserError(f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; known: {known}")
+def _kind_of(config: Mapping[str, Any], folder: Path) -> Any:
+    """The kind of model that a folder holds."""
+    known = {kind.MODEL_TYPE: kind for kinds in LAYOUTS.values() for kind in kinds}
+    if config.get("model_type") not in known:
+        raise UserError(f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; known: {', '.join(known)}")
+    return known[config["model_type"]]
+
+
+def _kind_for(system: System, layout: str) -> Any:
+    """The kind of model of a layout that the system's parts belong to."""
+    parts = (system.model.vision, system.model.connector, system.layout)
+    for kind in LAYOUTS[layout]:
+        if all(isinstance(part, held) for part, held in zip(parts, kind.HOLDS, strict=True)):
+            return kind
+    known = "; ".join(f"{kind.MODEL_TYPE} has {_types(kind.HOLDS)}" for kind in LAYOUTS[layout])
+    raise UserError(f"no model of the layout '{layout}' has {_types(parts)}: {known}")
+
+
+def _types(parts: Iterable[Any]) -> str:
+    """Vision, connector and image layout, by the `type` of their configs."""
+    return " with ".join(part.type for part in parts)

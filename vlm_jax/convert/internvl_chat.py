@@ -20,10 +20,12 @@ from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.data.text.templates import TEMPLATES
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
 MODEL_TYPE = "internvl_chat"
+HOLDS = (VisionConfig, PixelShuffleMLPConfig, ClosestAspect)
 
 _PHI3 = dataclasses.replace(PHI3, entries={k: v for k, v in PHI3.entries.items() if k != "partial_rotary_factor"})
 """Phi-3 as InternVL's code has it, which turns all channels of a head."""
@@ -41,8 +43,15 @@ _TEMPLATES = {
 """InternVL's name of a prompt format (`conversation.py`) -> ours."""
 
 
-def rename(key: str) -> str:
+def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Patterns of names that the model has no use for: none."""
+    del config
+    return ()
+
+
+def rename(key: str, config: Mapping[str, Any]) -> str:
     """Stored names are already those of the table."""
+    del config
     return key
 
 

@@ -20,15 +20,20 @@ from vlm_jax.convert.processors import SETTINGS, processor_files, read_layout, r
 from vlm_jax.convert.prompts import read_prompt, write_prompt
 from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
 from vlm_jax.convert.vision_family import VisionFamily
+from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import PixelShuffleMLPConfig
 from vlm_jax.models.vision_transformer import VisionConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.system import System
 
-__all__ = ["MODEL_TYPE", "processor_files", "read_beside", "read_config", "rename", "rules", "write_config"]
+__all__ = [
+    "HOLDS", "MODEL_TYPE", "left_out", "processor_files", "read_beside", "read_config", "rename", "rules",
+    "write_config",
+]  # fmt: skip
 
 ARCHITECTURE, MODEL_TYPE = "InternVLForConditionalGeneration", "internvl"
+HOLDS = (VisionConfig, PixelShuffleMLPConfig, ClosestAspect)
 TEMPLATE_OF_RELEASES = "internvl2_5"
 """Prompt format of folders that do not name one: all official HF-native releases are InternVL2.5-MPO or InternVL3."""
 
@@ -74,8 +79,15 @@ def family_of(config: Mapping[str, Any], where: str) -> DecoderFamily:
     return family_named(FAMILIES, "model_type", config.get("model_type"), where)
 
 
-def rename(key: str) -> str:
+def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Patterns of names that the model has no use for: none."""
+    del config
+    return ()
+
+
+def rename(key: str, config: Mapping[str, Any]) -> str:
     """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.vision_tower.*`)."""
+    del config
     if key == "lm_head.weight":
         return "language_model.lm_head.weight"
     key = re.sub(r"^model\.language_model\.", "language_model.model.", key)

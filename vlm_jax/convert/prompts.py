@@ -8,15 +8,28 @@ file is parsed as data and never run. Source: `internvl/conversation.py` of Open
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_jax.convert.fields import CONFIG, Fields
 from vlm_jax.data.text.templates import TEMPLATES, Template
+from vlm_jax.data.text.tokenizer import Tokenizer
 from vlm_jax.errors import UserError
 from vlm_jax.system import System
 
 CONVERSATION = "conversation.py"
+
+_TUNED_WITH: Mapping[str, tuple[str, ...]] = {
+    "llama": ("chatml_direct", "vicuna_v1"),  # Nous-Hermes-2-Yi-34B, and Vicuna
+    "mistral": ("mistral_instruct",),
+    "qwen2": ("chatml_direct",),
+    "qwen3": ("chatml_direct",),
+    "phi": ("phi",),
+    "stablelm": ("phi",),
+    "gemma": ("gemma",),
+}
+"""Prompt formats that releases of LLaVA have with a language model of this `model_type`."""
 
 # What InternVL's dataclass has where a call leaves a field out.
 _DEFAULTS = {
@@ -47,6 +60,25 @@ def read_prompt(fields: Fields, template: str, release: str | None = None) -> st
 def write_prompt(system: System) -> dict[str, str]:
     """The entry of `config.json` that `read_prompt` reads; none where the prompt format's own text is meant."""
     return {} if system.system_prompt is None else {"system_message": system.system_prompt}
+
+
+def template_for(folder: Path, model_type: str | None) -> str:
+    """The prompt format of a LLaVA whose `config.json` does not name one, as none of its releases does.
+
+    Of the formats that releases with such a language model were tuned with, it is the first whose tokens the folder's
+    tokenizer has. Where that is not the right one, an entry `template` in `config.json` says it.
+
+    Raises:
+      UserError: there is none.
+    """
+    tokenizer = Tokenizer.load(folder)
+    for name in _TUNED_WITH.get(model_type or "", ()):
+        if tokenizer.has(*TEMPLATES[name].control):
+            return name
+    raise UserError(
+        f"{folder / CONFIG}: it does not name the prompt format, and no known one goes with a {model_type} and this "
+        f"tokenizer; write it there as 'template': one of {', '.join(TEMPLATES)}"
+    )
 
 
 def read_release(folder: Path, name: str, template: Template) -> str | None:

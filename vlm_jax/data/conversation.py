@@ -71,11 +71,12 @@ class RecordError(UserError):
       place: the record, as `Conversation.name` gives it.
       reason: under which it counts.
       detail: what exactly is wrong, with the name of the field.
+      task: of the record, where it could be read so far; '' otherwise.
     """
 
-    def __init__(self, place: str, reason: Reason, detail: str) -> None:
+    def __init__(self, place: str, reason: Reason, detail: str, task: str = "") -> None:
         super().__init__(f"{place}: {detail}")
-        self.place, self.reason, self.detail = place, reason, detail
+        self.place, self.reason, self.detail, self.task = place, reason, detail, task
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RecordError, (self.place, self.reason, self.detail)  # it crosses from worker processes
+        return RecordError, (self.place, self.reason, self.detail, self.task)  # it crosses from worker processes

@@ -88,7 +88,8 @@ class Batches:
 
     Attributes:
       shape: tokens and tile slots of a row.
-      bad: what is known beforehand to be unusable, the records that no row holds among them.
+      bad: what is known beforehand to be unusable, the records that no row holds among them; not those of tasks that
+        the stage does not use (a conversation is no caption, which matters to a stage of captions alone).
       digest: of everything that decides which records stand where; a position means nothing where it differs.
     """
 
@@ -122,10 +123,10 @@ class Batches:
         """
         self.source, self.config, self.start = source, config, Position(*start)
         index = load_index(source, preparer) if index is None else index
-        _check_parts(source, index)
+        _check_parts(source, index, config)
         self.shape, limit, self.index, self._weights = fit(source, index, config, preparer.max_tokens)
-        _check_parts(source, self.index, self._weights)
-        self.bad = tuple(self.index.bad.values())
+        _check_parts(source, self.index, config, self._weights)
+        self.bad = tuple(error for error in self.index.bad.values() if _matters(error, config))
         self.preparer = dataclasses.replace(preparer, too_long=config.too_long, max_tokens=limit)
         self._key = (seed, stage)
         self._sizes = np.minimum(self.index.sizes, np.array([limit, self.shape.tiles], np.int32))  # after cutting
@@ -290,15 +291,22 @@ class Batches:
         return kept[1]
 
 
-def _check_parts(source: Source, index: Index, weights: np.ndarray | None = None) -> None:
-    """Refuses data of which a source has no record left, or of which none has a weight."""
+def _matters(error: RecordError, config: MixtureConfig) -> bool:
+    """Whether a record that cannot be used is one of those that the stage asks for, as far as is known."""
+    return not config.weights or not error.task or config.weights.get(error.task, 0.0) > 0
+
+
+def _check_parts(source: Source, index: Index, config: MixtureConfig, weights: np.ndarray | None = None) -> None:
+    """Refuses data of which a source that is asked for has no record left, or of which none has a weight."""
     first = 0
     for part in parts_of(source):
-        if (index.task_ids[first : first + len(part)] == BAD).all():
+        end = first + len(part)
+        none_left = (index.task_ids[first:end] == BAD).all()
+        if none_left and any(_matters(index.bad[number], config) for number in range(first, end)):
             raise NothingLeftError(
                 f"{part.name}: none of its {len(part)} record(s) can be used; the first: {index.bad[first]}", index.bad
             )
-        first += len(part)
+        first = end
     if weights is None:
         return
     if not (weights[index.task_ids[index.task_ids != BAD]] > 0).any():

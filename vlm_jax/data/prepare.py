@@ -77,7 +77,7 @@ class Preparer:
     Attributes:
       tokenizer: text to ids.
       template: the prompt format.
-      layout: how images are tiled.
+      layout: how images are tiled; where it draws something, the conversation's id decides (`Layout.drawn`).
       patch_size: P, side of a patch in pixels.
       tokens_per_tile: n, number of visual tokens that the connector makes of one tile.
       max_tokens: longest conversation, visual tokens included.
@@ -162,6 +162,7 @@ class Preparer:
         layout, most = self.layout, conversation.max_tiles
         if most is not None:
             layout = layout.at_most(most)
+        layout = layout.drawn(conversation.id)
         return layout.among(len(conversation.images)) if self.share_tiles else layout
 
     def _sizes(self, conversation: Conversation) -> list[tuple[int, int]]:

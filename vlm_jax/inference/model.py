@@ -105,8 +105,12 @@ class Model:
         Raises:
           UserError: an unreadable image, marks that do not match the images, or a prompt longer than the context.
         """
-        turns = (Turn("user", with_marks(prompt, len(images))),)
+        turns = (Turn("user", self.with_marks(prompt, len(images))),)
         return self.reply(turns, images, max_new_tokens, Sampling(temperature, top_p, seed), max_tiles)
+
+    def with_marks(self, prompt: str, images: int) -> str:
+        """See `with_marks`."""
+        return with_marks(prompt, images, self.system.chat_template.numbered)
 
     def reply(
         self,
@@ -178,7 +182,7 @@ class Model:
         for number, item in enumerate(conversations):
             own = None if images is None else tuple(map(read_picture, images[number]))
             if isinstance(item, str):
-                item = Conversation((Turn("user", with_marks(item, len(own or ()))),), own or (), id=str(number))
+                item = Conversation((Turn("user", self.with_marks(item, len(own or ()))),), own or (), id=str(number))
             elif own is not None:
                 item = dataclasses.replace(item, images=own)
             full.append(item)
@@ -195,7 +199,7 @@ class Model:
             places of the row's placeholders (`Template.image_context`) in order.
 
         Raises:
-          UserError: the places and the tiles do not match.
+          UserError: the places and the tiles do not match, or images of this system are not cut into tiles.
         """
         if not isinstance(batch, Batch):
             batch = self._whole_rows(np.asarray(batch, np.int32), tiles)
@@ -204,20 +208,25 @@ class Model:
     def _whole_rows(self, tokens: np.ndarray, tiles: np.ndarray | None) -> Batch:
         vision, per_tile = self.system.model.vision, self.system.model.tokens_per_tile
         rows, length = tokens.shape
-        if tiles is None:
-            tiles = np.zeros((rows, 0, vision.image_size, vision.image_size, 3), np.uint8)
-        count = tiles.shape[1]
+        placeholders = tokens == self.tokenizer.token_id(self.system.chat_template.image_context)
         side = vision.image_size
+        if side is None:  # patches of no tile
+            if tiles is not None or placeholders.any():
+                raise UserError("images of this system have sizes of their own: use model.batch, not ids and tiles")
+            side = vision.patch_size
+        if tiles is None:
+            tiles = np.zeros((rows, 0, side, side, 3), np.uint8)
+        count = tiles.shape[1]
         if tiles.shape != (rows, count, side, side, 3):
             raise UserError(f"tiles have shape {tiles.shape}, not ({rows}, K, {side}, {side}, 3)")
         batch = self._pad([], rows, length, count)
-        placeholders = tokens == self.tokenizer.token_id(self.system.chat_template.image_context)
         wrong = np.flatnonzero(placeholders.sum(axis=1) != count * per_tile)
         if len(wrong):
             found = placeholders[wrong[0]].sum()
             raise UserError(f"row {wrong[0]} has {found} image tokens for {count} tiles of {per_tile} tokens each")
-        batch.patches[:, :count] = [patchify(row, vision.patch_size) for row in tiles]
-        batch.tile_grid[:, :count] = vision.grid
+        if count:
+            batch.patches[:, :count] = [patchify(row, vision.patch_size) for row in tiles]
+            batch.tile_grid[:, :count] = vision.grid
         batch.tile_segment[:, :count] = 1
         batch.tile_slot[:, :count] = np.arange(count)
         batch.segments[:] = 1
@@ -254,16 +263,15 @@ class Model:
         return [self.tokenizer.decode(ids).strip() for ids in new[: len(examples)]]
 
 
-def with_marks(prompt: str, images: int) -> str:
+def with_marks(prompt: str, images: int, numbered: bool = True) -> str:
     r"""Puts a mark for every image before a prompt that has none.
 
-    One image: `<image>\n`; several: `Image-1: <image>\nImage-2: <image>\n` (InternVL's convention for both).
+    `<image>\n` each; several that are `numbered` (`Template.numbered`): `Image-1: <image>\nImage-2: <image>\n`.
     """
     if not images or IMAGE in prompt:
         return prompt
-    if images == 1:
-        return f"{IMAGE}\n{prompt}"
-    return "".join(f"Image-{number}: {IMAGE}\n" for number in range(1, images + 1)) + prompt
+    labels = [f"Image-{number}: " for number in range(1, images + 1)] if numbered and images > 1 else [""] * images
+    return "".join(f"{label}{IMAGE}\n" for label in labels) + prompt
 
 
 def read_picture(picture: Picture) -> bytes:

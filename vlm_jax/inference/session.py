@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlm_jax.data.conversation import Turn
 from vlm_jax.inference.generate import GREEDY, Sampling
-from vlm_jax.inference.model import Model, read_picture, with_marks
+from vlm_jax.inference.model import Model, read_picture
 
 
 class ChatSession:
@@ -51,7 +51,7 @@ class ChatSession:
           UserError: as `Model.generate`.
         """
         images = self.images + self.pending
-        turns = [*self.turns, Turn("user", with_marks(question, len(self.pending)))]
+        turns = [*self.turns, Turn("user", self._model.with_marks(question, len(self.pending)))]
         answer = self._model.reply(turns, images, self._max_new_tokens, self._sampling, self._max_tiles)
         self.turns, self.images, self.pending = [*turns, Turn("assistant", answer)], images, []
         return answer

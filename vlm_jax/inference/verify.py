@@ -17,13 +17,15 @@ from scipy.special import log_softmax
 from vlm_jax.batch import Batch
 from vlm_jax.convert.folders import Opened, open_folder
 from vlm_jax.data.conversation import Conversation, Turn
+from vlm_jax.data.images import decode_image
+from vlm_jax.data.layouts.any_res import AnyRes
 from vlm_jax.data.layouts.patches import unpatchify
 from vlm_jax.errors import UserError
 from vlm_jax.inference.generate import generate
 from vlm_jax.inference.model import Model
 from vlm_jax.models.layers import Compute
-from vlm_jax.models.vision_transformer import VisionConfig
-from vlm_jax.models.vlm import VLM
+from vlm_jax.models.vlm import VLM, AnyVisionConfig
+from vlm_jax.system import System
 
 TOLERANCE = 1e-3
 """Largest difference of two logits that float32 arithmetic in another order explains at full size. Where the two best
@@ -75,11 +77,12 @@ def verify(folder: Path, max_new_tokens: int = 64, prompts: Sequence[Conversatio
     """
     _torch()
     opened = open_folder(folder)
-    batch, logits, answers = _ours(opened, max_new_tokens, prompts or default_prompts())
+    prompts = prompts or default_prompts()
+    batch, logits, answers = _ours(opened, max_new_tokens, prompts)
     reference = _Reference(folder)
     results = [
         _compare(logits[row, : len(inputs["input_ids"][0])], answers[row], *reference(inputs, max_new_tokens))
-        for row, inputs in enumerate(torch_rows(batch, opened.system.model.vision))
+        for row, inputs in enumerate(torch_rows(batch, opened.system, prompts))
     ]
     gaps = [result.gap for result in results if result.gap is not None]
     return Agreement(
@@ -103,14 +106,18 @@ def default_prompts() -> list[Conversation]:
     ]
 
 
-def torch_rows(batch: Batch, vision: VisionConfig) -> Iterator[dict[str, Any]]:
+def torch_rows(batch: Batch, system: System, prompts: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
     """Row by row what `transformers` wants in place of a `Batch`.
 
     It scales rotary frequencies by the longest row of a batch, so that only rows on their own are exact.
+
+    Args:
+      batch: one conversation a row.
+      system: what the batch was made for.
+      prompts: what it was made of; where tokens are left out by the size of an image, `transformers` asks for that.
     """
-    torch = _torch()
+    torch, vision = _torch(), system.model.vision
     used = np.asarray(batch.tile_segment) > 0
-    side = round((batch.patches.shape[-1] / 3) ** 0.5)
     for row in range(len(batch.tokens)):
         length = int((np.asarray(batch.segments[row]) > 0).sum())
         inputs = {
@@ -118,12 +125,31 @@ def torch_rows(batch: Batch, vision: VisionConfig) -> Iterator[dict[str, Any]]:
             "attention_mask": torch.ones(1, length, dtype=torch.long),
         }
         if used[row].any():
-            tiles = unpatchify(
-                np.asarray(batch.patches[row])[used[row]], tuple(batch.tile_grid[row][used[row]][0]), side
+            pixels = _pixels(
+                np.asarray(batch.patches[row])[used[row]], np.asarray(batch.tile_grid[row])[used[row]], vision
             )
-            pixels = (tiles / 255 - np.array(vision.mean)) / np.array(vision.std)
-            inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
+            inputs["pixel_values"] = torch.tensor(pixels, dtype=torch.float32)
+            if isinstance(system.layout, AnyRes):
+                sizes = [decode_image(data, "the image").size for data in prompts[row].images]
+                inputs["image_sizes"] = torch.tensor([(height, width) for width, height in sizes])
         yield inputs
+
+
+def _pixels(patches: np.ndarray, grids: np.ndarray, vision: AnyVisionConfig) -> np.ndarray:
+    """Tiles, normalised [k, 3, height, width]; where an encoder takes no tiles, the patches [1, n, P*P*3] in order.
+
+    Args:
+      patches: uint8 [k, N, P*P*3].
+      grids: [k, 2], patches down and across.
+      vision: of the model.
+    """
+    mean, std = np.array(vision.mean), np.array(vision.std)
+    if vision.image_size is None:  # the last slots are not full
+        real = np.concatenate([slot[:count] for slot, count in zip(patches, grids.prod(axis=1), strict=True)])
+        pixels = real.reshape(1, len(real), -1, 3)
+        return ((pixels / 255 - mean) / std).reshape(1, len(real), -1)
+    tiles = unpatchify(patches, tuple(grids[0]), vision.patch_size)
+    return ((tiles / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
 def _ours(

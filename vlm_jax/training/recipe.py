@@ -89,24 +89,30 @@ class Start:
     Attributes:
       model: a training workdir, or a model folder in any layout.
       vision, decoder: in its place, a vision tower's folder and a language model's: a fresh connector comes between
-        them, and the language model learns InternVL's nine tokens.
+        them, and the tokenizer gets the tokens of the prompt formats. They become the recipe's system or, where it has
+        none, an InternVL. Of a system that projects patches without a tower there is `decoder` alone.
     """
 
     model: str = ""
     vision: str = ""
     decoder: str = ""
 
-    def check(self) -> None:
+    def check(self, tower: bool = True) -> None:
         """Not when it is made: a recipe's file leaves the folders to the command line.
 
+        Args:
+          tower: whether the system has a tower, which can come from a folder.
+
         Raises:
-          UserError: neither a model's folder is given nor both parts', or more than that.
+          UserError: neither a model's folder is given nor all parts', or more than that.
         """
-        parts = bool(self.vision), bool(self.decoder)
-        if parts not in ((False, False), (True, True)) or (bool(self.model) == all(parts)):
+        wanted = ("vision", "decoder") if tower else ("decoder",)
+        given = tuple(name for name in ("model", "vision", "decoder") if getattr(self, name))
+        if given not in (("model",), wanted):
+            which = "of both parts" if tower else "of the language model (there is no tower)"
             raise UserError(
-                "config.start: give the folder of a model, as --config.start.model=DIR, or of both parts, as "
-                "--config.start.vision=DIR --config.start.decoder=DIR"
+                f"config.start: give the folder of a model, as --config.start.model=DIR, or {which}, as "
+                f"{' '.join(f'--config.start.{name}=DIR' for name in wanted)}"
             )
 
 
@@ -252,7 +258,9 @@ class Recipe:
         """
         assert self.system is not None, "the recipe's system was not taken from its start"
         system = self.system if stage.image_size is None else self.system.resized(stage.image_size)
-        return system if stage.template is None else dataclasses.replace(system, template=stage.template)
+        if stage.template is None:
+            return system
+        return dataclasses.replace(system, template=stage.template, system_prompt=None)  # which is of its own format
 
     @property
     def models(self) -> Models:

@@ -37,7 +37,7 @@ def stage_preparer(recipe: Recipe, index: int, tokenizer: Tokenizer) -> Preparer
     """What makes examples for stage number `index`; how long one may be is the context's to say."""
     stage = recipe.stages[index]
     system = recipe.system_in(stage)
-    return system.preparer(tokenizer, system.model.decoder.context, loss_reduction=stage.loss_reduction)
+    return system.preparer(tokenizer, system.model.decoder.context, loss_reduction=stage.loss_reduction, training=True)
 
 
 def stage_batches(

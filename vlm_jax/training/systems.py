@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from vlm_jax.errors import UserError
 from vlm_jax.training.recipe import recipe_config
 
 TINY = "tiny"
 """The argument of a system's config that asks for the small variant."""
+
+Fields = Mapping[str, Any]
+Row = TypeVar("Row")
 
 _TOKENS = 1024
 """Words of the tokenizer that is trained on the pocket data."""
@@ -16,26 +21,91 @@ _TOKENS = 1024
 _SIDE = 32
 """Side of the small variant's tiles, in pixels."""
 
+_TASKS = dict(reading=1.0, photo=1.0)
+"""What the small variant learns: tasks of the pocket data whose questions may be asked as captions, too."""
+
+_ROWS = 24
+"""Conversations of its batches: all that those tasks have, so that steps differ in nothing but what was learned."""
+
+
+def row_of(table: Mapping[str, Row], arg: str, file: str) -> Row:
+    """The row of a config's table that its argument asks for.
+
+    Args:
+      table: by argument.
+      arg: the argument.
+      file: of the config, for the message.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    if arg not in table:
+        raise UserError(f"{Path(file).name}:{arg}: no such argument; there are {', '.join(table)}")
+    return table[arg]
+
+
+def llava_stage(
+    name: str,
+    trainable: Sequence[str],
+    sources: Fields,
+    *,
+    rows: int,
+    learning_rate: float,
+    epochs: float = 1.0,
+    tokens: int = 2048,
+    tiles: int = 1,
+    data: Fields | None = None,
+    optimizer: Fields | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """A stage as LLaVA's trainer runs it, and those of the systems that were made from it.
+
+    A conversation a row, cut where it is too long; AdamW without weight decay, warm-up over 3 % of the steps, a cosine
+    to 0, gradients clipped to 1 (`scripts/v1_5/*.sh` of haotian-liu/LLaVA, and what its Trainer has as defaults).
+
+    Args:
+      name: of the stage.
+      trainable: path globs.
+      sources: how often an epoch holds the records of each source, by its name in the meta file.
+      rows: conversations of a batch.
+      learning_rate: of the step after warm-up.
+      epochs: how often the sources are gone through.
+      tokens: of the longest conversation, visual ones included.
+      tiles: slots of a row: those that the layout makes of an image at most.
+      data, optimizer: fields of the mixture and of the optimizer in which the system differs.
+      fields: other fields of the stage.
+    """
+    mixture = dict(rows=rows, tokens=tokens, tiles=tiles, packing=False, too_long="truncate", weights=dict(sources))
+    adamw = dict(learning_rate=learning_rate, weight_decay=0.0, warmup_ratio=0.03)
+    return dict(
+        name=name,
+        objective=dict(type="generate"),
+        trainable=list(trainable),
+        epochs=epochs,
+        data={**mixture, **(data or {})},
+        optimizer={**adamw, **(optimizer or {})},
+        **fields,
+    )
+
 
 def system_recipe(
     size: str,
     *,
     name: str,
-    vision: Mapping[str, Any],
-    connector: Mapping[str, Any],
-    decoder: Mapping[str, Any],
-    layout: Mapping[str, Any],
+    vision: Fields,
+    connector: Fields,
+    decoder: Fields,
+    layout: Fields,
     template: str,
-    stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Fields],
     vectors: Sequence[str] = (),
-    system_prompt: str | None = None,
 ) -> Any:
     """The recipe of a system.
 
     At its published size it starts from a tower's and a language model's folder (`--config.start.vision`,
-    `--config.start.decoder`) and learns from InternVL's kind of meta file (`--config.data.train`), whose sources the
-    stages name. As `tiny` it starts from nothing and learns from the pocket data: every flag, layout and stage stays,
-    only sizes, steps and batches shrink.
+    `--config.start.decoder`) or from a model's (`--config.start.model`), and learns from InternVL's kind of meta file
+    (`--config.data.train`), whose sources the stages name. As `tiny` it starts from nothing and learns from the pocket
+    data: every flag, layout, prompt format and stage stays, only sizes, steps and batches shrink.
 
     Args:
       size: argument of the config: `tiny`, or the name of the size that the other arguments have.
@@ -43,22 +113,22 @@ def system_recipe(
       vision, connector, decoder: fields of the model's parts.
       layout: fields of the image layout.
       template: prompt format.
-      stages: fields of the stages; `objective` is next-token cross-entropy where they do not say it.
+      stages: fields of the stages.
       vectors: the model's learned vectors.
-      system_prompt: as in `System`.
     """
-    full = [{"objective": dict(type="generate"), **stage} for stage in stages]
     tiny = size == TINY
     if tiny:
-        full = [_tiny_stage(stage, vision.get("image_size", _SIDE)) for stage in full]
+        stages = [_tiny_stage(stage, vision.get("image_size", _SIDE)) for stage in stages]
         vision, layout, decoder = _tiny_vision(vision), _tiny_layout(layout), _tiny_decoder(decoder)
     model = dict(vision=dict(vision), connector=dict(connector), decoder=dict(decoder), vectors=tuple(vectors))
-    system = dict(model=model, layout=dict(layout), template=template, system_prompt=system_prompt)
-    recipe = dict(name=f"{name}-{size}", system=system, stages=full)
+    system = dict(model=model, layout=dict(layout), template=template)
+    recipe = dict(name=f"{name}-{size.replace(',', '-')}", system=system, stages=list(stages))
     if tiny:
-        evaluation = dict(limit=2, watch=0, controls=(), max_new_tokens=4)
         return recipe_config(
-            **recipe, tokenizer_size=_TOKENS, data=dict(type="pocket", preset="tiny"), evaluation=evaluation
+            **recipe,
+            tokenizer_size=_TOKENS,
+            data=dict(type="pocket", preset="tiny"),
+            evaluation=dict(limit=2, watch=0, controls=(), max_new_tokens=8),
         )
     return recipe_config(
         **recipe,
@@ -69,20 +139,21 @@ def system_recipe(
     )
 
 
-def _tiny_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
+def _tiny_vision(vision: Fields) -> dict[str, Any]:
     if vision.get("type") == "patch_projection":
         return {**vision, "patch_size": 8, "width": 80, "patches": 8}
     small = dict(image_size=_SIDE, patch_size=8, width=24, depth=3, heads=2, mlp_width=48, drop_path=0.0)
     return {**vision, **small}
 
 
-def _tiny_layout(layout: Mapping[str, Any]) -> dict[str, Any]:
+def _tiny_layout(layout: Fields) -> dict[str, Any]:
     if layout.get("type") == "native_raster":
-        return {**layout, "patch_size": 8, "max_width": 48, "max_height": 48, "slot": 8}
+        sides = tuple(side * 48 // max(layout["sides"]) for side in layout.get("sides", ()))
+        return {**layout, "patch_size": 8, "max_width": 48, "max_height": 48, "slot": 8, "sides": sides}
     return {**layout, "tile_size": _SIDE}
 
 
-def _tiny_decoder(decoder: Mapping[str, Any]) -> dict[str, Any]:
+def _tiny_decoder(decoder: Fields) -> dict[str, Any]:
     """Forty channels a head, of which every published share (1, 1/2, 2/5, 1/4) is an even number."""
     grouped = decoder["kv_heads"] != decoder["heads"]
     small = dict(vocab_size=_TOKENS + 32, width=80, depth=2, heads=2, kv_heads=1 if grouped else 2, head_dim=40)
@@ -90,10 +161,14 @@ def _tiny_decoder(decoder: Mapping[str, Any]) -> dict[str, Any]:
     return {**decoder, **small, **window, "mlp_width": 96, "max_tokens": 2048}
 
 
-def _tiny_stage(stage: Mapping[str, Any], side: int) -> dict[str, Any]:
-    data = dict(rows=4, tokens=320, tiles=8, packing=True, weights=dict(digits=1.0, photo=1.0))
-    optimizer = {**stage.get("optimizer", {}), "learning_rate": 3e-3, "warmup_ratio": 0.0, "schedule": "constant"}
-    layers = dict.fromkeys(stage.get("tune_from_layer", {}), 1)
-    # Sizes of stages keep their ratio to the system's (Yi-VL's 224 to 448).
-    size = {"image_size": _SIDE * stage["image_size"] // side} if stage.get("image_size") else {}
-    return {**stage, **size, "epochs": 0.0, "steps": 8, "data": data, "optimizer": optimizer, "tune_from_layer": layers}
+def _tiny_stage(stage: Fields, side: int) -> dict[str, Any]:
+    """A few steps on the same conversations. A stage's size of tiles keeps its ratio to the system's (224 to 448)."""
+    small = dict(rows=_ROWS, tokens=None, tiles=None, weights=_TASKS)
+    data = {**stage["data"], **small, "cap": min(stage["data"].get("cap", 0), 6)}
+    optimizer = {**stage["optimizer"], "learning_rate": 6e-3, "warmup_ratio": 0.0, "schedule": "constant"}
+    changes: dict[str, Any] = dict(epochs=0.0, steps=6, data=data, optimizer=optimizer)
+    if stage.get("image_size"):
+        changes["image_size"] = _SIDE * stage["image_size"] // side
+    if stage.get("tune_from_layer"):
+        changes["tune_from_layer"] = dict.fromkeys(stage["tune_from_layer"], 1)
+    return {**stage, **changes}

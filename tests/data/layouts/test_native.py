@@ -1,12 +1,23 @@
 """Native raster against Fuyu's own image processor."""
 
+import collections
+import dataclasses
+import itertools
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import fuyu
+from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.layouts.layout import ROW_TOKEN
 from vlm_jax.data.layouts.native import NativeRaster
 from vlm_jax.data.layouts.patches import patchify
+from vlm_jax.data.pipeline import Batches
+from vlm_jax.data.plan.mixture import MixtureConfig
+from vlm_jax.data.sources import MemorySource
 from vlm_jax.errors import UserError
 
 LAYOUT = NativeRaster(patch_size=4, max_width=40, max_height=24, slot=6)
@@ -78,3 +89,86 @@ def test_wrong_settings_are_refused():
         NativeRaster(slot=0)
     with pytest.raises(UserError, match="patch_projection"):
         LAYOUT.check(448, 14, 1024)
+    with pytest.raises(UserError, match=r"layout\.sides: must lie in 1\.\.24 \(max_width and max_height\), got 8, 25"):
+        dataclasses.replace(LAYOUT, sides=(8, 25))
+    with pytest.raises(UserError, match=r"layout\.side: must lie in 1\.\.24"):
+        dataclasses.replace(LAYOUT, side=0)
+
+
+def test_at_a_side_of_its_own_a_picture_is_stretched():
+    """`Image.resize` with Pillow's own filter, as in Otter's `prepare_fuyu`; small pictures grow."""
+    layout = dataclasses.replace(LAYOUT, side=18)
+    for size in SIZES:
+        assert layout.raster(*size) == (5, 5)
+        (view,) = layout.views(picture(*size))
+        np.testing.assert_array_equal(view[:18, :18], np.asarray(picture(*size).resize((18, 18))))
+        assert (view[18:] == 1).all()
+
+
+def test_a_stage_of_another_size_draws_none():
+    layout = dataclasses.replace(LAYOUT, side=8, sides=(8, 12)).resized(20)
+    assert (layout.raster(40, 10), layout.raster(4, 4), layout.sides) == ((5, 2), (1, 1), ())
+
+
+DRAWS = dataclasses.replace(LAYOUT, sides=(8, 12, 20))
+
+
+def test_every_side_is_drawn_about_as_often():
+    drawn = [DRAWS.drawn(f"captions:{number}") for number in range(3000)]
+    counts = collections.Counter(layout.side for layout in drawn)
+    assert counts.keys() == {8, 12, 20}
+    assert all(900 < count < 1100 for count in counts.values())
+    assert all(layout.sides == () for layout in drawn)
+    assert LAYOUT.drawn("x") is LAYOUT
+    assert DRAWS.settled() == LAYOUT
+
+
+def test_a_draw_is_the_same_in_every_process():
+    code = (
+        "from vlm_jax.data.layouts.native import NativeRaster\n"
+        "print([NativeRaster(sides=(448, 512, 768)).drawn(f'c:{i}').side for i in range(40)])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str([NativeRaster(sides=(448, 512, 768)).drawn(f"c:{i}").side for i in range(40)])
+
+
+def test_what_is_measured_is_what_is_loaded():
+    """Rows are planned before a picture is decoded; a record of another size than planned would leave a hole."""
+    system = fuyu.system(sides=(8, 12, 20))
+    sizes = [(8, 9), (40, 24), (100, 30), (1, 1)]
+    records = [
+        Conversation(
+            (Turn("user", "<image>" * (number % 3) + "Which?"), Turn("assistant", "128.")),
+            tuple(fuyu.picture(*size, 1) for size in sizes[: number % 3]),
+            f"c:{number}",
+            "captions",
+        )
+        for number in range(24)
+    ]
+    preparer = system.preparer(fuyu.tokenizer(), 256, training=True)
+    batches = Batches(MemorySource(records), preparer, MixtureConfig(rows=2), seed=0)
+    assert not batches.bad
+    loaded = [batches[number] for number in range(batches.count(0))]
+    assert not list(itertools.chain.from_iterable(item.bad for item in loaded))
+    filled = sum(int((item.batch.segments > 0).sum()) for item in loaded)
+    assert filled == sum(preparer.measure(record).tokens for record in records)
+    sides = {preparer.tiling(record).side for record in records}
+    assert sides == {8, 12, 20}
+    outside = system.preparer(fuyu.tokenizer(), 256)
+    assert outside.tiling(records[1]).side is None
+
+
+def test_rows_of_native_pictures_are_filled_well():
+    """`data.tokens` and `data.tiles` chosen from what was measured, for pictures of 1 to 60 patches."""
+    rng = np.random.default_rng(0)
+    turns = (Turn("user", "What is the total?"), Turn("assistant", "128."))
+    records = [
+        Conversation(turns, (fuyu.picture(*rng.integers(1, 60, 2).tolist(), 1),), f"c:{number}", "captions")
+        for number in range(200)
+    ]
+    preparer = fuyu.system().preparer(fuyu.tokenizer(), 256, training=True)
+    batches = Batches(MemorySource(records), preparer, MixtureConfig(rows=2), seed=0)
+    assert not batches.bad
+    shape = batches.shape
+    assert shape.token_fill > 0.9
+    assert shape.tile_fill > 0.8

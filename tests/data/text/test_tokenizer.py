@@ -88,6 +88,15 @@ def test_save_and_load(tokenizer, tmp_path):
     assert config["pad_token"] == "<|endoftext|>"
 
 
+def test_tokens_that_it_has(tokenizer):
+    assert tokenizer.has("<|im_end|>", "<img>")
+    assert not tokenizer.has("<|im_end|>", "</s>")
+    content = tokenizer.to_json()
+    assert Tokenizer._from_json(content, {"pad_token": "<img>"}).pad_id == tokenizer.token_id("<img>")
+    for config in ({"pad_token": "</s>"}, {}):  # it does not have the first
+        assert Tokenizer._from_json(content, config).pad_id == tokenizer.token_id("<|endoftext|>")
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot read"):
         Tokenizer.load(tmp_path)

@@ -126,7 +126,7 @@ def _for_model(flags: Any, source: Source) -> Prepared:
     from vlm_jax.convert.workdirs import open_system
 
     system, tokenizer = open_system(flags.model)
-    preparer = system.preparer(tokenizer, system.model.decoder.max_tokens, flags.max_tiles)
+    preparer = system.preparer(tokenizer, system.model.decoder.max_tokens, flags.max_tiles, training=True)
     if flags.template:
         preparer = dataclasses.replace(preparer, template=TEMPLATES[flags.template])
     return Prepared(source, preparer, f"the tokenizer of {flags.model}")

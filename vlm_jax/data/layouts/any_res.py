@@ -52,6 +52,11 @@ class AnyRes(TileLayout):
         """The newline."""
         return ("newline",) if self.newline else ()
 
+    @property
+    def limit_is(self) -> str:
+        """See `Layout.limit_is`."""
+        return f"at most {max(map(math.prod, self.grids), default=0)} tiles a picture beside the whole of it"
+
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """The grid on which most of the image's pixels survive; of those the one with the least waste."""
         best, best_rank = (1, 1), (-1, 0)

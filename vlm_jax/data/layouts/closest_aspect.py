@@ -54,6 +54,11 @@ class ClosestAspect(TileLayout):
         if self.reducing_gap is not None and not self.reducing_gap >= 1:
             raise UserError(f"layout.reducing_gap: must be at least 1, or None, got {self.reducing_gap}")
 
+    @property
+    def limit_is(self) -> str:
+        """See `Layout.limit_is`."""
+        return f"at most {self.max_tiles} tiles a picture"
+
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """See `choose_grid`."""
         return choose_grid(width, height, self)

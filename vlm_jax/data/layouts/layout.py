@@ -144,6 +144,29 @@ class Layout(abc.ABC):
     def resized(self, side: int) -> Self:
         """The layout for tiles of `side` pixels."""
 
+    def drawn(self, key: str) -> Self:
+        """The layout of one conversation in training, where something is drawn: a pure function of the key.
+
+        Args:
+          key: the conversation's id.
+        """
+        del key
+        return self
+
+    def settled(self) -> Self:
+        """The layout outside of training, where nothing is drawn."""
+        return self
+
+    @property
+    @abc.abstractmethod
+    def slots_are(self) -> str:
+        """What a tile slot holds, in words: "tiles of 448 px"."""
+
+    @property
+    @abc.abstractmethod
+    def limit_is(self) -> str:
+        """What limits a picture, in words: "at most 12 tiles a picture"."""
+
     def enough(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in pixels that suffice of an image of this size, where `draft` allows fewer."""
         return width, height
@@ -212,6 +235,11 @@ class TileLayout(Layout):
     def resized(self, side: int) -> Self:
         """The layout with another `tile_size`."""
         return dataclasses.replace(self, tile_size=side)
+
+    @property
+    def slots_are(self) -> str:
+        """See `Layout.slots_are`."""
+        return f"tiles of {self.tile_size} px"
 
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
         """The tiles (see `Layout.pictures`)."""

@@ -1,11 +1,13 @@
 """Native raster (Fuyu): an image at its own size, patch by patch, with a token of the vocabulary behind every row.
 
-Source: `models/fuyu/{image_processing,processing}_fuyu.py` of `transformers`.
+Sources: `models/fuyu/{image_processing,processing}_fuyu.py` of `transformers`; OtterHD's resolutions:
+`pipeline/mimicit_utils/mimicit_dataset.py` of Luodian/Otter.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from typing import Literal, Self
 
@@ -29,6 +31,11 @@ class NativeRaster(Layout):
       patch_size: side of a patch in pixels.
       max_width, max_height: in pixels; a larger image is shrunk to fit (bilinear, aspect kept), a smaller one stays.
       slot: patches of a tile slot. Slots follow one another; the last of an image is filled up with nothing.
+      side: in place of its own size every image gets this one, a square of so many pixels: it is enlarged or shrunk,
+        and stretched (bicubic). So OtterHD is trained at one resolution.
+      sides: in training, `side` is drawn from these (OtterHD's `--dynamic_resolution`, from 448, 512 and 768). Otter
+        draws one for every batch. Here a conversation's id decides, once and for all: rows are planned from sizes that
+        were measured beforehand, so what is drawn has to be the same whenever and wherever a record is looked at.
     """
 
     type: Literal["native_raster"] = "native_raster"
@@ -36,11 +43,19 @@ class NativeRaster(Layout):
     max_width: int = 1920
     max_height: int = 1080
     slot: int = 64
+    side: int | None = None
+    sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "max_width", "max_height", "slot"):
             if getattr(self, name) < 1:
                 raise UserError(f"layout.{name}: must be positive, got {getattr(self, name)}")
+        most = min(self.max_width, self.max_height)
+        for name, sides in (("side", () if self.side is None else (self.side,)), ("sides", self.sides)):
+            if not all(1 <= side <= most for side in sides):
+                raise UserError(
+                    f"layout.{name}: must lie in 1..{most} (max_width and max_height), got {', '.join(map(str, sides))}"
+                )
 
     def check(self, image_size: int | None, patch_size: int, patches: int) -> None:
         """The encoder must take patches one by one (see `Layout.check`)."""
@@ -89,7 +104,7 @@ class NativeRaster(Layout):
     ) -> np.ndarray:
         """See `Layout.cut_patches`."""
         size = size or image.size
-        out = writable(out, (self.tiles(*size), self.slot, self.patch_size**2 * 3))
+        out = writable(out, (self.tiles(*size), self.patches(patch_size), self.patch_size**2 * 3))
         canvas = self._canvas(image, size)[None]
         patches = patchify(canvas if change is None else change(canvas), self.patch_size)[0]
         flat = out.reshape(-1, out.shape[-1])
@@ -97,8 +112,33 @@ class NativeRaster(Layout):
         return out
 
     def resized(self, side: int) -> Self:
-        """The layout for images of at most `side` pixels both ways."""
-        return dataclasses.replace(self, max_width=side, max_height=side)
+        """The layout for images of at most `side` pixels both ways, none of which is enlarged; nothing is drawn."""
+        return dataclasses.replace(self, max_width=side, max_height=side, side=None, sides=())
+
+    def drawn(self, key: str) -> Self:
+        """With the one of `sides` that the key's SHA-256 falls on."""
+        if not self.sides:
+            return self
+        number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        return dataclasses.replace(self, side=self.sides[number % len(self.sides)], sides=())
+
+    def settled(self) -> Self:
+        """Without `sides`."""
+        return dataclasses.replace(self, sides=())
+
+    @property
+    def slots_are(self) -> str:
+        """See `Layout.slots_are`."""
+        return f"slots of {self.slot} patches of {self.patch_size} px"
+
+    @property
+    def limit_is(self) -> str:
+        """See `Layout.limit_is`."""
+        if self.sides:
+            return f"pictures stretched to a square of {' or '.join(map(str, self.sides))} px"
+        if self.side is not None:
+            return f"pictures stretched to a square of {self.side} px"
+        return f"pictures of at most {self.max_width} × {self.max_height} px"
 
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
         """The one picture, with what fills its last patches (see `Layout.pictures`)."""
@@ -115,11 +155,15 @@ class NativeRaster(Layout):
         columns, rows = self.raster(*size)
         canvas = np.full((rows * self.patch_size, columns * self.patch_size, 3), _BEHIND, np.uint8)
         fitted = self._fitted(*size)
-        shrunk = image if image.size == fitted else image.resize(fitted, Image.Resampling.BILINEAR)
-        canvas[: fitted[1], : fitted[0]] = np.asarray(shrunk.convert("RGB"))
+        resample = Image.Resampling.BILINEAR if self.side is None else Image.Resampling.BICUBIC
+        resized = image if image.size == fitted else image.resize(fitted, resample)
+        canvas[: fitted[1], : fitted[0]] = np.asarray(resized.convert("RGB"))
         return canvas
 
     def _fitted(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image gets."""
+        if self.side is not None:
+            return self.side, self.side
         if width <= self.max_width and height <= self.max_height:
             return width, height
         scale = min(self.max_height / height, self.max_width / width)

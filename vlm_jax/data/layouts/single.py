@@ -47,6 +47,11 @@ class Single(TileLayout):
         """Always one."""
         return 1
 
+    @property
+    def limit_is(self) -> str:
+        """See `Layout.limit_is`."""
+        return "one tile a picture"
+
     def blocks(self, image: Image.Image, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """The tile."""
         yield as_block(_FITS[self.fit](image, self), 1, 1)

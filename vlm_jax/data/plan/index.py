@@ -155,8 +155,8 @@ def _read(path: Path, source: Source) -> Index | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             bad = {
-                int(number): RecordError(here(int(number)) if here else place, reason, detail)
-                for number, (place, reason, detail) in json.loads(str(file["bad"])).items()
+                int(number): RecordError(here(int(number)) if here else place, reason, detail, *task)
+                for number, (place, reason, detail, *task) in json.loads(str(file["bad"])).items()
             }
             return Index(file["sizes"], file["least"], tuple(file["tasks"].tolist()), file["task_ids"], bad)
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def _read(path: Path, source: Source) -> Index | None:
 def _write(path: Path, index: Index) -> None:
     """Writes the file whole or not at all; a folder that cannot be written to costs only the measuring next time."""
     temporary = None
-    bad = {number: (error.place, error.reason, error.detail) for number, error in index.bad.items()}
+    bad = {number: (error.place, error.reason, error.detail, error.task) for number, error in index.bad.items()}
     arrays = {
         "sizes": index.sizes,
         "least": index.least,

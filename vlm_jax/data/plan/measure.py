@@ -113,6 +113,10 @@ def measure_record(source: Source, number: int, preparer: Preparer, *, deep: boo
 
 
 def _checked(conversation: Conversation, preparer: Preparer) -> tuple[Conversation, Size]:
-    size = preparer.measure(conversation)
-    check_boxes(conversation)
+    try:
+        size = preparer.measure(conversation)
+        check_boxes(conversation)
+    except RecordError as error:
+        error.task = conversation.task
+        raise
     return conversation, size

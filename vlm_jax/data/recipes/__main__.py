@@ -13,6 +13,7 @@ RECIPES = {
     "core-set": "a small balanced part that covers the most concepts (SVIT)",
     "mix": "at most so many records of each source, and a histogram (Yi-VL)",
     "edit": "sources dropped, replaced, added and capped, by a list of edits (LLaVA-NeXT, SVIT)",
+    "vqa": "questions about pictures, or their captions -> conversations (VQAv2, COCO, LLaVA-1.5)",
     "coco": "COCO's captions and boxes -> contexts for `write`",
     "write": "conversations that a large model writes, at an OpenAI-compatible endpoint (LLaVA, LLaVAR, SVIT, BLIP)",
 }

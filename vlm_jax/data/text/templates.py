@@ -45,6 +45,8 @@ class Template:
       images: where images stand. `marks`: at their marks. `turn`: an image alone in its turn is moved to the front of
         it, with a newline behind it, and the rest is stripped (LLaVA's `preprocess_multimodal`). `prompt`: before the
         whole prompt; what is left of their turns is stripped.
+      numbered: where a question has several images and no marks for them, they stand before it as `Image-1: ` and so on
+        (InternVL's convention), not one below another.
       image_start, image_end: tokens around the tokens of an image; empty where there are none.
       image_context: the token in whose places visual tokens go.
       row_token: the token at the end of every row of an image's patches, where the format has one.
@@ -66,6 +68,7 @@ class Template:
     system_within: bool = False
     captions: bool = False
     images: Images = "marks"
+    numbered: bool = True
     image_start: str = IMAGE_START
     image_end: str = IMAGE_END
     image_context: str = IMAGE_CONTEXT
@@ -140,7 +143,9 @@ _INTERNVL = (
 )
 
 # LLaVA replaces one text by the image's features and adds no token to the vocabulary; a token of that name serves here.
-_LLAVA_IMAGE: dict[str, Any] = dict(image_start="", image_end="", image_context="<image>", markup=(), images="turn")
+_LLAVA_IMAGE: dict[str, Any] = dict(
+    image_start="", image_end="", image_context="<image>", markup=(), images="turn", numbered=False
+)
 
 _VICUNA = Template(
     name="vicuna_v1",

@@ -135,7 +135,8 @@ class Tokenizer:
             "context_image_token" if template.image_start else "image_token": template.image_context,
             "video_token": "<video>",
         }
-        named = {key: token for key, token in named.items() if token and self._backend.token_to_id(token) is not None}
+        # A piece of the vocabulary is not named: it would become an added token, and text beside it other tokens.
+        named = {key: token for key, token in named.items() if self._backend.token_to_id(token) in self._added}
         main = {key: self._config[key] for key in ("bos_token", "eos_token", "pad_token") if self._config.get(key)}
         config = {
             "model_max_length": 32768,
@@ -214,6 +215,16 @@ class Tokenizer:
         if found is None:
             raise UserError(f"the tokenizer has no token '{token}'")
         return found
+
+    def has(self, *tokens: str) -> bool:
+        """Whether the vocabulary has all of these tokens."""
+        return all(self._backend.token_to_id(token) is not None for token in tokens)
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding token that `tokenizer_config.json` names, or else of `<|endoftext|>`, if there is one."""
+        named = (self._config.get("pad_token"), _PAD)
+        return next((self.token_id(token) for token in named if token is not None and self.has(token)), None)
 
     def stop_id(self, template: Template) -> int:
         """Id of the token at which generation stops in a prompt format.
