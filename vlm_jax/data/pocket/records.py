@@ -68,8 +68,8 @@ def draw_scene(
     rng: np.random.Generator, material: Material, task: str, number: int, trained: bool = False
 ) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
-    if task in ("reading", "finding"):
-        ask = "search" if task == "finding" else digits.KINDS[0]
+    if task in ("reading", "finding", "searching"):
+        ask = "search" if task == "searching" else digits.KINDS[0]
         return digits.draw_digits(rng, material, ask, digits.ONE_LAYOUT), digits.KINDS[0]
     layouts: dict[str, Any] = {}
     if task == "looking":
