@@ -131,6 +131,35 @@ def test_finding_asks_for_cells_and_lines_of_nine_digits(material):
         assert conversation.independent
 
 
+def test_searching_asks_where_digits_are_and_adds_neighbours_up(material):
+    for number in range(20):
+        conversation = make_record(0, "train", "searching", number, material["train"]).conversation
+        grid = [[int(digit) for digit in line] for line in conversation.turns[-1].text.splitlines()]
+        texts = [turn.text.removeprefix("<image>\n") for turn in conversation.turns]
+        asked = collections.Counter()
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            n = [int(found) for found in re.findall(r"\d+", question)]
+            kind = question.split()[0] + (" sum" if "sum" in question else "")
+            right = {
+                "Which": lambda: str(grid[n[0] - 1][n[1] - 1]),
+                "Is": lambda: "yes" if grid[n[0] - 1][n[1] - 1] == n[2] else "no",
+                "In": lambda: str(grid[n[0] - 1].index(n[1]) + 1),
+                "Where": lambda: next(
+                    f"row {r}, column {row.index(n[0]) + 1}" for r, row in enumerate(grid, 1) if n[0] in row
+                ),
+                "What sum": lambda: str(grid[n[0] - 1][n[1] - 1] + grid[n[0] - 1][n[2] - 1]),
+                "Read": lambda: answer,
+            }[kind]()
+            assert answer == right, question
+            asked[kind] += 1
+            if kind == "In":
+                assert grid[n[0] - 1].count(n[1]) == 1
+            if kind == "Where":
+                assert sum(row.count(n[0]) for row in grid) == 1
+        assert asked["What sum"] == 2
+        assert asked["Is"] == asked["Which"] == asked["Read"] == 1
+
+
 def test_ids_are_unique(records):
     ids = [record.conversation.id for own in records.values() for record in own]
     assert len(set(ids)) == len(ids)
