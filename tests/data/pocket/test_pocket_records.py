@@ -131,33 +131,39 @@ def test_finding_asks_for_cells_and_lines_of_nine_digits(material):
         assert conversation.independent
 
 
+def searched(question, grid):
+    """The kind of a question of `searching`, and its answer as the grid's digits have it."""
+    numbers = [int(found) for found in re.findall(r"\d+", question)]
+    rows = [row.count(numbers[-1]) for row in grid] if numbers else []
+    if question.startswith("What is the sum"):
+        return "sum", str(sum(grid[numbers[0] - 1][column - 1] for column in numbers[1:]))
+    if question.startswith("Which"):
+        return "cell", str(grid[numbers[0] - 1][numbers[1] - 1])
+    if question.startswith("Is"):
+        return "is", "yes" if grid[numbers[0] - 1][numbers[1] - 1] == numbers[2] else "no"
+    if question.startswith("In"):
+        assert rows[numbers[0] - 1] == 1
+        return "which", str(grid[numbers[0] - 1].index(numbers[1]) + 1)
+    assert question == f"Where is the digit {numbers[0]}?"
+    assert sum(rows) == 1
+    row = rows.index(1)
+    return "where", f"row {row + 1}, column {grid[row].index(numbers[0]) + 1}"
+
+
 def test_searching_asks_where_digits_are_and_adds_neighbours_up(material):
+    kinds = collections.Counter()
     for number in range(20):
         conversation = make_record(0, "train", "searching", number, material["train"]).conversation
-        grid = [[int(digit) for digit in line] for line in conversation.turns[-1].text.splitlines()]
-        texts = [turn.text.removeprefix("<image>\n") for turn in conversation.turns]
-        asked = collections.Counter()
+        *texts, last, read = [turn.text.removeprefix("<image>\n") for turn in conversation.turns]
+        assert last == "Read everything."
+        grid = [[int(digit) for digit in line] for line in read.splitlines()]
         for question, answer in zip(texts[::2], texts[1::2], strict=True):
-            n = [int(found) for found in re.findall(r"\d+", question)]
-            kind = question.split()[0] + (" sum" if "sum" in question else "")
-            right = {
-                "Which": lambda: str(grid[n[0] - 1][n[1] - 1]),
-                "Is": lambda: "yes" if grid[n[0] - 1][n[1] - 1] == n[2] else "no",
-                "In": lambda: str(grid[n[0] - 1].index(n[1]) + 1),
-                "Where": lambda: next(
-                    f"row {r}, column {row.index(n[0]) + 1}" for r, row in enumerate(grid, 1) if n[0] in row
-                ),
-                "What sum": lambda: str(grid[n[0] - 1][n[1] - 1] + grid[n[0] - 1][n[2] - 1]),
-                "Read": lambda: answer,
-            }[kind]()
+            kind, right = searched(question, grid)
             assert answer == right, question
-            asked[kind] += 1
-            if kind == "In":
-                assert grid[n[0] - 1].count(n[1]) == 1
-            if kind == "Where":
-                assert sum(row.count(n[0]) for row in grid) == 1
-        assert asked["What sum"] == 2
-        assert asked["Is"] == asked["Which"] == asked["Read"] == 1
+            kinds[kind] += 1
+    assert kinds["sum"] == 40
+    assert kinds["cell"] == kinds["is"] == kinds["which"] == 20
+    assert kinds["where"] > 10
 
 
 def test_ids_are_unique(records):
