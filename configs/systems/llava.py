@@ -8,9 +8,9 @@
 Of an image the middle square is seen, as 256 visual tokens from the tower's last layer but one. The first stage trains
 the linear layer on captions with no prompt, the second that and the language model on conversations.
 
-Numbers: arXiv:2304.08485, section 4; `scripts/{pretrain,finetune_full_schedule}.sh` of
-haotian-liu/LLaVA. META.json is InternVL's kind of meta file with two sources, `pretrain` (CC3M's 595K captions) and
-`instruct` (158K conversations); a source of another name is one of `stages[i].data.weights`.
+Numbers: arXiv:2304.08485, section 4 (batches, epochs), and `scripts/{pretrain,finetune_full_schedule}.sh` of
+haotian-liu/LLaVA (rates, schedule, lengths). META.json is InternVL's kind of meta file with two sources, `pretrain`
+(CC3M's 595K captions) and `instruct` (158K conversations).
 """
 
 from vlm_jax.models.sizes import DECODERS, TOWERS

@@ -10,8 +10,7 @@ margins have the tower's mean colour), and academic questions that say in which 
 stage hold images or none, and conversations of like length.
 
 Numbers: arXiv:2310.03744 and its table of hyperparameters; `scripts/v1_5/{pretrain,finetune}.sh` of haotian-liu/LLaVA.
-META.json is InternVL's kind of meta file with two sources, `pretrain` (558K captions) and `instruct` (the mix of 665K);
-the parts of the mix may be sources of their own, named in `stages[1].data.weights`.
+META.json is InternVL's kind of meta file with two sources, `pretrain` (558K captions) and `instruct` (the mix of 665K).
 """
 
 from vlm_jax.models.sizes import DECODERS, TOWERS

@@ -28,7 +28,7 @@ SYSTEM = {
     "oracle": "as LLaVA's; OCR to conversation by its properties",
     "parameters": {"224": 13_324_947_456, "336": 13_325_275_136},
     "counted": "Vicuna's release with its 32,000 words filled up to 32,064, CLIP-L/14 and 1024 → 5120 with biases",
-    "missing": "",
+    "missing": "learned tokens before and behind an image",
 }
 
 SIDE = {"224": 224, "336": 336, TINY: 336}

@@ -291,3 +291,23 @@ def test_a_workdir_that_does_not_fit_its_config(workdir, tmp_path):
         read_workdir(folder)
     assert "missing: decoder/layers/2/attention/query/kernel" in str(error.value)
     assert "wrong shape: decoder/layers/0/mlp/up/kernel is (32, 48)" in str(error.value)
+
+
+def test_a_checkpoint_of_a_stage_with_smaller_tiles_is_read_as_that_stage_saw_it(tmp_path):
+    system = tiny.system()
+    small = {**tiny.params(), "vision": dict(tiny.params()["vision"])}
+    small["vision"]["position_embedding"] = small["vision"]["position_embedding"][:5]  # 2 x 2 patches of 8 px
+    recipe = {"system": to_plain(system), "stages": [{"image_size": 16}, {"image_size": None}, {}]}
+    (tmp_path / "config.json").write_text(json.dumps(recipe))
+    tiny.tokenizer().save(tmp_path / "tokenizer")
+    saver = Checkpoints(tmp_path / "checkpoints")
+    saver.save(1, small, {"m": np.ones(2)}, {"stage": 0})
+    saver.save(2, tiny.params(), {"m": np.ones(2)}, {"stage": 1})
+    saver.close()
+    params, seen, _ = read_workdir(tmp_path, 1)
+    assert_equal(params, small)
+    assert seen == system.resized(16)
+    assert read_workdir(tmp_path).system == system
+    (tmp_path / "config.json").write_text(json.dumps({"system": to_plain(system), "stages": [{"image_size": 48}]}))
+    with pytest.raises(UserError, match=r"wrong shape: vision/position_embedding is \(5, 24\)"):
+        read_workdir(tmp_path, 1)

@@ -36,12 +36,15 @@ def read_workdir(folder: str | Path, step: int | None = None) -> Opened:
       folder: the workdir.
       step: number of the checkpoint; the newest when None.
 
+    Returns:
+      As `Opened` elsewhere; of a stage with a size of tiles of its own, the system has that size.
+
     Raises:
       UserError: a file is missing, there is no such checkpoint, or it does not fit the workdir's config.
     """
     folder = Path(folder)
-    system = _read_system(folder)
     params, _ = checkpoints.read_params(folder / CHECKPOINTS, step, parts=PARTS)
+    system = _as_trained(_read_system(folder), read_json(folder / CONFIG), params)
     return Opened(select_parts(params, system.model, str(folder)), system, Tokenizer.load(folder / TOKENIZER))
 
 
@@ -50,6 +53,18 @@ def _read_system(folder: Path) -> System:
     if "system" not in config:
         raise UserError(f"{folder / CONFIG}: not the config of a training run: it has no 'system'")
     return build(System, config["system"], name=f"{folder / CONFIG}: config.system")
+
+
+def _as_trained(system: System, config: Mapping[str, Any], params: Mapping[str, Any]) -> System:
+    """The system with the size of tiles that the table of positions is for: its own, or that of one of the stages."""
+    positions = params.get("vision", {}).get("position_embedding")
+    if positions is None:
+        return system
+    sides = {side for stage in config.get("stages", ()) if (side := stage.get("image_size"))}
+    for known in (system, *(system.resized(side) for side in sorted(sides))):
+        if known.model.vision.tokens == len(positions):
+            return known
+    return system
 
 
 def write_workdir(

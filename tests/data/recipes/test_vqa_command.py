@@ -61,6 +61,10 @@ def test_captions_become_records_without_a_question(folder):
         (["vqa", "--questions=q.json", "--images=pictures", "--out=x.json"], "give --questions and --annotations, or"),
         ([*VQA, "--captions=c.json", "--out=x.json"], "give --questions and --annotations, or"),
         ([*VQA[:-1], "--image-name={a}.png", "--out=x.json"], "--image-name"),
+        ([*VQA[:-1], "--image-name={.a}.png", "--out=x.json"], "--image-name"),
+        ([*VQA[:-1], "--image-name={[0]}.png", "--out=x.json"], "--image-name"),
+        ([*VQA[:-1], "--image-name=one.png", "--out=x.json"], "--image-name: one.png: no place for a picture's number"),
+        ([*VQA, "--images=nowhere", "--out=x.json"], "--images: nowhere: there is no such folder"),
         ([*VQA[:1], "--questions=a.json", *VQA[2:], "--out=x.json"], "questions: must be a list"),
     ],
 )

@@ -61,6 +61,8 @@ def run(flags: Any) -> int:
     if bool(flags.captions) == any(asked) or any(asked) != all(asked):
         raise UserError("give --questions and --annotations, or --captions")
     check_out(flags.out, flags.overwrite)
+    if not flags.images.is_dir():
+        raise UserError(f"--images: {flags.images}: there is no such folder")
     records = _captions(flags) if flags.captions else _questions(flags)
     write_parts([Part(flags.out.stem, records, flags.images)], flags.out, overwrite=flags.overwrite)
     turns = sum(len(record["conversations"]) for record in records) // 2
@@ -74,9 +76,11 @@ def _captions(flags: Any) -> list[Record]:
 
 def _questions(flags: Any) -> list[Record]:
     try:
-        flags.image_name.format(1)
-    except (ValueError, IndexError, KeyError) as error:
+        names = {flags.image_name.format(number) for number in (1, 2)}
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"--image-name: {flags.image_name}: {error}") from None
+    if len(names) < 2:  # all questions would be about one picture
+        raise UserError(f"--image-name: {flags.image_name}: no place for a picture's number, such as {{:012d}}")
     questions = vqa_questions(read_json(flags.questions), read_json(flags.annotations), flags.image_name)
     seed = flags.seed if flags.shuffle else None
     return merged(questions, seed=seed, max_turns=flags.max_turns, always=flags.always)
