@@ -20,12 +20,12 @@ ARGUMENTS = {
     "tiny": ("the same, smaller; for tests", "1 minute on two CPU cores"),
 }
 
-# Data preset and the steps of every stage, in order.
+# Data preset and the steps of every stage, in order; a stage of none is left out.
 SIZES = {
-    "": ("default", 220, 520, 600, 180, 60, 1100),
-    "full": ("large", 300, 700, 1300, 400, 80, 5700),
-    "quick": ("quick", 4, 4, 6, 4, 4, 10),
-    "tiny": ("tiny", 2, 2, 2, 2, 2, 4),
+    "": ("default", 220, 520, 300, 500, 180, 60, 900),
+    "full": ("large", 300, 700, 2000, 1200, 400, 80, 9000),
+    "quick": ("quick", 4, 4, 0, 6, 4, 4, 10),
+    "tiny": ("tiny", 2, 2, 0, 2, 2, 2, 4),
 }
 
 
@@ -67,19 +67,21 @@ def get_config(arg: str = ""):
         student, teacher = {**student, **small, "depth": 2}, {**teacher, **small, "depth": 3}
         decoder = {**decoder, **small, "depth": 2, "head_dim": 8}
 
-    # Reading one kind of grid comes first, then finding a row, a column, a cell of it, then all else in one tile: there
-    # the model learns where to look, which is hard to learn among everything and easy to carry over. A picture is
+    # Reading one kind of grid comes first, then finding a row, a column, a cell of it, then searching it for a digit
+    # and adding two of them up, then all else in one tile: there the model learns where to look, which is hard to learn
+    # among everything (searching and adding up are not learned there at all) and easy to carry over. A picture is
     # encoded once for all that is asked about it. Rows are short: attention to what a row packs besides is time lost.
     everything = dict(
-        digits=1.5, finding=0.6, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
+        digits=1.5, finding=0.3, searching=0.4, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
     )  # fmt: skip
     if arg == "full":  # with time enough, for what is hardest
-        everything.update(digits=1.0, finding=0.3, count=1.2, point=1.4, photo=1.0)
+        everything.update(digits=0.8, finding=0.2, count=1.2, point=1.4, photo=1.0)
 
     look = dict(rows=8, tokens=256, tiles=2, parts=1)
-    read, find = ({**look, **dict(rows=16, tokens=tokens, tiles=1)} for tokens in (56, 160))  # a picture a row
+    # A picture a row.
+    read, find, search = ({**look, **dict(rows=16, tokens=tokens, tiles=1)} for tokens in (56, 160, 200))
     if arg in ("quick", "tiny"):
-        read = find = look  # stages of one shape share a compilation
+        read = find = search = look  # stages of one shape share a compilation
 
     def stage(name, steps, objective, trainable, weights=everything, rows=8, tokens=384, tiles=7, parts=2, **changes):
         return dict(
@@ -97,6 +99,15 @@ def get_config(arg: str = ""):
         objective = dict(type="generate", model="teacher")
         return stage(name, steps, objective, ["teacher/**", "decoder/**"], weights, **changes)
 
+    stages = [
+        teach("read", steps[0], dict(reading=1.0), **read, schedule="constant"),
+        teach("find", steps[1], dict(finding=1.0), **find, schedule="constant"),
+        teach("search", steps[2], dict(searching=1.0), **search, schedule="constant"),
+        teach("teacher", steps[3], dict(finding=0.2, searching=0.4, looking=1.0), **look),
+        stage("distill", steps[4], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
+        stage("align", steps[5], dict(type="generate"), ["connector/**"], learning_rate=1e-3),
+        stage("tune", steps[6], dict(type="generate"), ["**"], learning_rate=4e-3),
+    ]
     return recipe_config(
         name="pocket" + (f":{arg}" if arg else ""),
         system=dict(
@@ -106,14 +117,7 @@ def get_config(arg: str = ""):
         teacher=dict(vision=teacher, connector=dict()),
         tokenizer_size=1024,
         data=dict(type="pocket", preset=preset),
-        stages=[
-            teach("read", steps[0], dict(reading=1.0), **read, schedule="constant"),
-            teach("find", steps[1], dict(finding=1.0), **find, schedule="constant"),
-            teach("teacher", steps[2], dict(finding=0.4, looking=1.0), **look),
-            stage("distill", steps[3], dict(type="distill", layers=2), ["vision/**", "distillation/**"]),
-            stage("align", steps[4], dict(type="generate"), ["connector/**"], learning_rate=1e-3),
-            stage("tune", steps[5], dict(type="generate"), ["**"], learning_rate=4e-3),
-        ],
+        stages=[stage for stage in stages if stage["steps"]],
         evaluation=dict(
             limit={"tiny": 4, "quick": 12}.get(arg, 0),
             controls=("blank", "shuffled", "wrong") if arg == "full" else ("blank",),

@@ -131,6 +131,41 @@ def test_finding_asks_for_cells_and_lines_of_nine_digits(material):
         assert conversation.independent
 
 
+def searched(question, grid):
+    """The kind of a question of `searching`, and its answer as the grid's digits have it."""
+    numbers = [int(found) for found in re.findall(r"\d+", question)]
+    rows = [row.count(numbers[-1]) for row in grid] if numbers else []
+    if question.startswith("What is the sum"):
+        return "sum", str(sum(grid[numbers[0] - 1][column - 1] for column in numbers[1:]))
+    if question.startswith("Which"):
+        return "cell", str(grid[numbers[0] - 1][numbers[1] - 1])
+    if question.startswith("Is"):
+        return "is", "yes" if grid[numbers[0] - 1][numbers[1] - 1] == numbers[2] else "no"
+    if question.startswith("In"):
+        assert rows[numbers[0] - 1] == 1
+        return "which", str(grid[numbers[0] - 1].index(numbers[1]) + 1)
+    assert question == f"Where is the digit {numbers[0]}?"
+    assert sum(rows) == 1
+    row = rows.index(1)
+    return "where", f"row {row + 1}, column {grid[row].index(numbers[0]) + 1}"
+
+
+def test_searching_asks_where_digits_are_and_adds_neighbours_up(material):
+    kinds = collections.Counter()
+    for number in range(20):
+        conversation = make_record(0, "train", "searching", number, material["train"]).conversation
+        *texts, last, read = [turn.text.removeprefix("<image>\n") for turn in conversation.turns]
+        assert last == "Read everything."
+        grid = [[int(digit) for digit in line] for line in read.splitlines()]
+        for question, answer in zip(texts[::2], texts[1::2], strict=True):
+            kind, right = searched(question, grid)
+            assert answer == right, question
+            kinds[kind] += 1
+    assert kinds["sum"] == 40
+    assert kinds["cell"] == kinds["is"] == kinds["which"] == 20
+    assert kinds["where"] > 10
+
+
 def test_ids_are_unique(records):
     ids = [record.conversation.id for own in records.values() for record in own]
     assert len(set(ids)) == len(ids)

@@ -29,7 +29,7 @@ from vlm_jax.data.pocket.scene import CURRICULUM, SPLITS, TASKS, split_of
 KINDS = {"digits", "regions", "content"}
 
 MADE_FROM = {
-    "digits": {"digits", "count", "point", "reading", "finding", "looking"},
+    "digits": {"digits", "count", "point", "reading", "finding", "looking", "searching"},
     "regions": {"photo", "point", "looking"},
     "content": {"document", "chart", "point", "looking"},
 }

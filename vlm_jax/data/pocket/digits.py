@@ -14,6 +14,8 @@ from vlm_jax.data.pocket.scene import READ, Question, Scene
 
 KINDS = ("cell",)
 COUNT_KINDS = ("number", "count", "number", "sum")
+TRAINED_COUNT_KINDS = ("count", "sum", "number", "count", "sum")
+"""Of the training split, where what is hard comes more often."""
 
 LAYOUTS = {
     (3, 3, (1, 1)): 0.80,
@@ -53,11 +55,12 @@ MOST = 4
 def draw_digits(
     rng: np.random.Generator, material: Material, ask: str = "cell", layouts: Mapping[Any, float] = LAYOUTS
 ) -> Scene:
-    """A grid of digits; `cell` asks for the one at a row and column."""
+    """A grid of digits; `cell` asks for the one at a row and column, `search` rather for the row and column of one."""
     rows, columns, tiles = pick(rng, layouts)
     picks = rng.integers(len(material.labels), size=(rows, columns))
     labels = material.labels[picks]
-    questions = _cell_questions(rng, labels) + _line_questions(rng, labels)
+    cells, lines = _cell_questions(rng, labels), _line_questions(rng, labels)
+    questions = cells[:1] + _search_questions(rng, labels) if ask == "search" else cells + lines
     return _scene(rng, material, picks, tiles, questions)
 
 
@@ -189,6 +192,38 @@ def _line_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Questi
         Question("row", f"Read row {row + 1}.", transcribe(labels[row : row + 1])),
         Question("column", f"Read column {column + 1}.", transcribe(labels[:, column][None])),
     ]
+
+
+def _search_questions(rng: np.random.Generator, labels: np.ndarray) -> list[Question]:
+    """Where a digit is, step by step, and sums of two neighbours; in training only.
+
+    Counting, pointing and adding up a line are made of these. A small model that can read a given place finds the place
+    of a given digit only when it is led there: is it here, which one of this row is it, where of all is it.
+    """
+    rows, columns = labels.shape
+    row, column = int(rng.integers(rows)), int(rng.integers(columns))
+    digit = int(labels[row, column]) if rng.random() < 0.5 else int(rng.integers(10))
+    is_it = "yes" if labels[row, column] == digit else "no"
+    questions = [Question("is", f"Is the digit in row {row + 1}, column {column + 1} a {digit}?", is_it)]
+    for line in rng.permutation(rows).tolist():
+        for digit, place in _once(rng, labels[line : line + 1])[:1]:
+            questions.append(Question("which", f"In row {line + 1}, which column has the digit {digit}?", place[1]))
+        if len(questions) > 1:
+            break
+    for digit, place in _once(rng, labels)[:1]:
+        questions.append(Question("where", f"Where is the digit {digit}?", f"row {place[0]}, column {place[1]}"))
+    for _ in range(2):
+        row, column = int(rng.integers(rows)), int(rng.integers(columns - 1))
+        text = f"What is the sum of row {row + 1}, columns {column + 1} and {column + 2}?"
+        questions.append(Question("pair", text, str(labels[row, column : column + 2].sum())))
+    return questions
+
+
+def _once(rng: np.random.Generator, labels: np.ndarray) -> list[tuple[int, tuple[str, str]]]:
+    """Digits that are there once, in random order, with row and column counted from 1."""
+    values, counts = np.unique(labels, return_counts=True)
+    places = {int(value): np.argwhere(labels == value)[0] + 1 for value in values[counts == 1]}
+    return [(digit, (str(places[digit][0]), str(places[digit][1]))) for digit in rng.permutation(list(places)).tolist()]
 
 
 def _count_question(labels: np.ndarray, digit: int) -> Question:

@@ -43,7 +43,7 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
       material: of this split.
     """
     rng = np.random.default_rng([seed, 1 + SPLITS.index(split), (*TASKS, *CURRICULUM).index(task), number])
-    scene, kind = draw_scene(rng, material, task, number)
+    scene, kind = draw_scene(rng, material, task, number, trained=split == "train")
     independent = split == "train" and (task in CURRICULUM or rng.random() < INDEPENDENT)
     if split != "train":
         questions = [scene.questions[0]]
@@ -64,16 +64,21 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
     return Record(conversation, scene.provenance, kind)
 
 
-def draw_scene(rng: np.random.Generator, material: Material, task: str, number: int) -> tuple[Scene, str]:
+def draw_scene(
+    rng: np.random.Generator, material: Material, task: str, number: int, trained: bool = False
+) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
-    if task in ("reading", "finding"):
-        return digits.draw_digits(rng, material, layouts=digits.ONE_LAYOUT), digits.KINDS[0]
+    if task in ("reading", "finding", "searching"):
+        ask = "search" if task == "searching" else digits.KINDS[0]
+        return digits.draw_digits(rng, material, ask, digits.ONE_LAYOUT), digits.KINDS[0]
     layouts: dict[str, Any] = {}
     if task == "looking":
         number, turn = divmod(number, len(LOOKING))
         task = LOOKING[turn]
         layouts["layouts"] = digits.ONE_TILE_COUNTS if task == "count" else ONE_TILE
     kinds, draw = _DRAWING[task]
+    if trained:
+        kinds = _TRAINED.get(task, kinds)
     ask = kinds[number % len(kinds)]
     if task == "photo":
         layouts["number"] = number
@@ -89,6 +94,14 @@ _DRAWING: dict[str, tuple[tuple[str, ...], Callable[..., Scene]]] = {
     "photo": (photos.KINDS, photos.draw_photo),
 }
 """Task -> its kinds of questions, which take turns, and what draws a picture for one."""
+
+_TRAINED = {
+    "count": digits.TRAINED_COUNT_KINDS,
+    "document": documents.TRAINED_KINDS,
+    "chart": charts.TRAINED_KINDS,
+    "point": points.TRAINED_KINDS,
+}
+"""Task -> the kinds that take turns in the training split, where they are others."""
 
 
 def _everything(scene: Scene) -> list[Question]:

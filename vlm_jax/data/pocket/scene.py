@@ -11,9 +11,10 @@ from PIL import Image
 TASKS = ("digits", "count", "document", "chart", "point", "photo")
 """Names of the tasks, as every report shows them."""
 
-CURRICULUM = ("reading", "finding", "looking")
+CURRICULUM = ("reading", "finding", "looking", "searching")
 """Tasks of the training split alone, about pictures of one tile. `reading`: the transcription of a 3×3 grid of digits.
-`finding`: cells, rows and columns of one as well. `looking`: all other tasks in turn."""
+`finding`: cells, rows and columns of one as well. `looking`: all other tasks in turn. `searching`: where a digit of it
+is, and sums of two neighbours."""
 
 READ = "Read everything."
 """What asks for a transcription, in one wording: then every word of it has its place at a fixed distance from the
