@@ -10,7 +10,7 @@ because text stands at margins too. What is its own is the data, conversations m
 
 Numbers: arXiv:2306.17107, sections 3 to 5. META.json is InternVL's kind of meta file with four sources: `cc3m` (595K
 captions) and `ocr` (the noisy 422K) of the first stage, `instruct` (158K) and `text_rich` (16K by GPT-4) of the second.
-Learned tokens before and behind the image, which the release has, are not part of this.
+The release's learned tokens before and behind an image are vectors that train with the connector.
 """
 
 from vlm_jax.models.sizes import DECODERS, TOWERS
@@ -26,9 +26,9 @@ SYSTEM = {
     "number": 9,
     "name": "LLaVAR",
     "oracle": "as LLaVA's; OCR to conversation by its properties",
-    "parameters": {"224": 13_324_947_456, "336": 13_325_275_136},
-    "counted": "Vicuna's release with its 32,000 words filled up to 32,064, CLIP-L/14 and 1024 → 5120 with biases",
-    "missing": "learned tokens before and behind an image",
+    "parameters": {"224": 13_324_957_696, "336": 13_325_285_376},
+    "counted": "Vicuna's release with 32,064 words for its 32,000, CLIP-L/14, 1024 → 5120 with biases, two vectors",
+    "missing": "",
 }
 
 SIDE = {"224": 224, "336": 336, TINY: 336}
@@ -44,7 +44,8 @@ def get_config(arg: str = "336"):
         vision=dict(TOWERS[f"clip_l14_{side}"], feature_layer=-2),
         connector=dict(type="mlp", depth=1),
         decoder=dict(DECODERS["vicuna_13b"], vocab_size=32064),
-        layout=dict(type="single", tile_size=side, fit="pad"),
+        layout=dict(type="single", tile_size=side, fit="pad", wrapped=True),
+        vectors=["begin", "end"],
         template="vicuna_v1",
         stages=[
             llava_stage("align", ["connector/**"], dict(cc3m=1.0, ocr=1.0), **align),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm_jax.data.layouts.layout import vector
 from vlm_jax.data.layouts.patches import patchify
 from vlm_jax.data.layouts.single import Single
 from vlm_jax.errors import UserError
@@ -65,6 +66,13 @@ def test_the_same_picture_in_grey_is_the_same_tile():
     for fit in ("stretch", "pad", "crop"):
         layout = Single(tile_size=28, fit=fit)
         np.testing.assert_array_equal(layout.views(grey)[0], layout.views(grey.convert("RGB"))[0])
+
+
+def test_wrapped_tokens_stand_between_two_learned_vectors():
+    layout = Single(tile_size=28, wrapped=True)
+    assert layout.vectors == ("begin", "end")
+    assert layout.place(50, 30, 4).tolist() == [vector(0), 0, 1, 2, 3, vector(1)]
+    assert Single().vectors == ()
 
 
 def test_wrong_settings_are_refused():

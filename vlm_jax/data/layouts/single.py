@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_jax.config import config_class
-from vlm_jax.data.layouts.layout import TileLayout, as_block
+from vlm_jax.data.layouts.layout import TileLayout, as_block, vector
 from vlm_jax.errors import UserError
 
 _ELONGATED = 8
@@ -25,12 +25,15 @@ class Single(TileLayout):
       fit: "stretch" changes the aspect ratio (TinyLLaVA's SigLIP); "pad" makes the image square first, with `color`
         on both sides of it (LLaVA-1.5's `expand2square`); "crop" resizes the shorter side and keeps the middle (LLaVA,
         and `CLIPImageProcessor` of `transformers`). All with Pillow's bicubic filter.
+      wrapped: a learned vector stands before the visual tokens and another behind them (the `<im_start>` and `<im_end>`
+        of LLaVA's first versions and of LLaVAR, which have an embedding and nothing else in common with words).
       color: of the padding, red, green and blue in 0..255. The default is CLIP's mean, rounded down as LLaVA does.
     """
 
     type: Literal["single"] = "single"
     tile_size: int = 336
     fit: Literal["stretch", "pad", "crop"] = "stretch"
+    wrapped: bool = False
     color: tuple[int, int, int] = (122, 116, 104)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,17 @@ class Single(TileLayout):
     def limit_is(self) -> str:
         """See `Layout.limit_is`."""
         return "one tile a picture"
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """What stands around the tile's tokens, where it is wrapped."""
+        return ("begin", "end") if self.wrapped else ()
+
+    def place(self, width: int, height: int, tokens_per_tile: int) -> np.ndarray:
+        """The tile's tokens, wrapped or not (see `Layout.place`)."""
+        tokens = super().place(width, height, tokens_per_tile)
+        around = np.array([vector(0), vector(1)], np.int32)
+        return np.concatenate([around[:1], tokens, around[1:]]) if self.wrapped else tokens
 
     def blocks(self, image: Image.Image, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """The tile."""
