@@ -128,7 +128,8 @@ def test_a_run_that_was_cut_off_goes_on(recipe, tmp_path, contexts, how):
     server = FakeServer(slow=0.25)
     with server.running() as url:
         command = [sys.executable, "-m", "vlm_jax.data.recipes", *map(str, flags(url, "--concurrency=2"))]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - not so where tests run in the background
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         ledger = tmp_path / "out.json.replies.jsonl"
         deadline = time.monotonic() + 60
         while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 5):
