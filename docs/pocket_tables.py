@@ -102,6 +102,24 @@ def digit_table() -> str:
     return _table(["seed of the data set", *map(str, SEEDS)], [["test digits told by 1-NN", *scores]])
 
 
+def colour_table() -> str:
+    """How well the training region with the most similar colours tells a test question of `photo`."""
+    shown = [region for some in load_material(0)["train"].regions.values() for region in some]
+    colours = np.stack([_colours(region.pixels) for region in shown])
+    right = 0
+    for record in test_records()["photo"]:
+        own = _colours(np.asarray(picture_and_grid(record)[0]))
+        right += shown[np.abs(colours - own).sum(axis=1).argmin()].photograph == _gold(record)
+    score = f"{right / len(test_records()['photo']):.1%}".replace("%", " %")
+    return _table(["test questions of `photo`", "score"], [["told by colours alone", score]])
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Shares of 512 colours in an image."""
+    codes = (pixels.reshape(-1, 3) // 32).astype(int) @ (64, 8, 1)
+    return np.bincount(codes, minlength=512) / len(codes)
+
+
 @functools.cache
 def test_records() -> dict[str, list]:
     """Test records of the default preset by task."""
@@ -135,7 +153,7 @@ def _table(head: list[str], rows: list[list]) -> str:
 QUICK = {"sources": source_table, "division": division_table, "sizes": size_table, "digits": digit_table}
 """Tables that need no picture."""
 
-DRAWN = {"kinds": kind_table, "pictures": picture_table}
+DRAWN = {"kinds": kind_table, "pictures": picture_table, "colours": colour_table}
 
 
 def with_tables(text: str, tables: dict) -> str:

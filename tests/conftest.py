@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
+
 from tests import torchvision_stub
 
 # Most of the time of the tests is compiling, which takes half as long without LLVM's optimisations.
@@ -18,6 +20,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 torchvision_stub.install()
+
+# A busy machine is no mistake.
+hypothesis.settings.register_profile("vlm_jax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("vlm_jax")
 
 _PREFIX = "vlm_jax-tests-"
 

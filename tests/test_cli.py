@@ -133,3 +133,21 @@ def test_an_older_or_another_c_library_is_left_alone(monkeypatch):
     for version in (("glibc", "2.31"), ("", "")):
         monkeypatch.setattr(cli.platform, "libc_ver", lambda version=version: version)
         cli.ask_for_huge_pages("vlm_jax.main")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words", "roughly"),
+    [
+        (0.04, "0.0 s", "0 s"),
+        (59.4, "59 s", "59 s"),
+        (59.7, "1 min 0 s", "1 min 0 s"),
+        (80, "1 min 20 s", "1 min 20 s"),
+        (675, "11 min 15 s", "11 min"),
+        (3599, "59 min 59 s", "59 min"),
+        (3600, "1 h 0 min", "1 h 0 min"),
+        (9000, "2 h 30 min", "2 h 30 min"),
+    ],
+)
+def test_durations(seconds, words, roughly):
+    assert cli.duration(seconds) == words
+    assert cli.duration(seconds, rough=True) == roughly

@@ -4,7 +4,7 @@ from jax.sharding import PartitionSpec as P
 
 from vlm_jax.config import build
 from vlm_jax.errors import UserError
-from vlm_jax.models.connector import PixelShuffleMLPConfig
+from vlm_jax.models.connector import MLPConfig, PixelShuffleMLPConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.sizes import DECODERS
 from vlm_jax.models.vision_transformer import VisionConfig, init_tower
@@ -85,6 +85,15 @@ def test_every_parameter_of_other_decoders_has_a_fitting_rule(mesh, name):
     whole = {"out/bias", "down/bias", "norm/bias", "norm/scale"}  # of the width that all devices hold
     biases = {line.split()[0] for line in lines} - large
     assert {path for path in biases if not path.endswith(tuple(whole))} <= split
+
+
+def test_every_kernel_of_a_plain_connector_is_split(mesh):
+    config = VLMConfig(vision=VisionConfig(depth=1), connector=MLPConfig(), decoder=DecoderConfig(depth=1))
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    lines = [line for line in describe(shapes, mesh) if "linear_" in line]
+    assert len(lines) == 4
+    assert all("tensor" in line for line in lines), lines
+    assert all("fsdp" in line for line in lines if "kernel" in line), lines
 
 
 def test_wrong_mesh_is_one_line():

@@ -93,6 +93,18 @@ def is_live(stream: TextIO) -> bool:
     return stream.isatty() and not notebook and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """Seconds in words: "4.2 s", "48 s", "12 min 5 s", "1 h 40 min"; `rough` as estimates are said, "4 s", "12 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 and not rough else f"{whole} s"
+    if rough and 600 <= whole < 3600:
+        return f"{min(59, round(whole / 60))} min"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int | None = None, *, every: float = 10.0) -> Iterator[Advance]:
     """Shows on standard error how far a piece of work is: a bar on a terminal, else a line now and then.

@@ -42,6 +42,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("**/connector/up/kernel", ("embed", "mlp")),
     ("**/connector/up/bias", ("mlp",)),
     ("**/connector/down/kernel", ("mlp", "embed")),
+    ("**/connector/linear_*/kernel", ("embed", "mlp")),
+    ("**/connector/linear_*/bias", ("mlp",)),
     ("**/distillation/*/kernel", ("embed", "mlp")),
 )
 """Path glob -> logical axis of each dimension; the last match wins; () means replicated."""

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import tiny
+from tests.convert.references import causal
 from vlm_jax import globs
 from vlm_jax.convert.__main__ import main
 from vlm_jax.convert.assemble import assemble
@@ -27,10 +28,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
 NINE = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *MARKUP)
-COMMON = {
-    "vocab_size": 340, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "intermediate_size": 56, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 DECODERS = {
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2, untied": ("Qwen2", {"tie_word_embeddings": False}),
@@ -45,14 +42,6 @@ def plain_tokenizer() -> Tokenizer:
     content = json.loads(tiny.tokenizer().to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in (*NINE, "<video>")]
     return Tokenizer._from_json(json.dumps(content), {})
-
-
-def causal(name: str, changes: dict):
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, **changes})
-    torch.manual_seed(0)
-    reference = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    tiny.shake(reference)
-    return reference
 
 
 @pytest.fixture(scope="module", params=DECODERS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.convert.references import COMMON, causal
 from vlm_jax.convert import internvl_chat
 from vlm_jax.convert.decoders import IN_TRANSFORMERS, PHI3, family_for, family_named
 from vlm_jax.convert.fields import Fields
@@ -23,11 +24,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-COMMON = {
-    "vocab_size": 340, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "intermediate_size": 56, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}  # fmt: skip
 WIDE = {"hidden_size": 96, "num_attention_heads": 6}  # heads of 16 channels, of which a part is turned
 WINDOW = 5
 
@@ -46,14 +42,6 @@ FAMILIES = {
         {**WIDE, "num_key_value_heads": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 25000.0}},
     ),
 }
-
-
-def causal(name: str, changes: dict):
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, **changes})
-    torch.manual_seed(0)
-    reference = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    tiny.shake(reference)
-    return reference
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

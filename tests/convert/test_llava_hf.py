@@ -22,6 +22,7 @@ from tests.convert.llava_models import (
     tokenizer,
     torch_inputs,
 )
+from tests.convert.references import has_torchvision
 from vlm_jax import globs
 from vlm_jax.config import build, to_plain
 from vlm_jax.convert.folders import open_folder, read_folder, read_system, why_not, write_folder
@@ -42,9 +43,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-has_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="AutoProcessor wants torchvision"
-)
 
 CLIP, SIGLIP = {"model_type": "clip_vision_model"}, {"model_type": "siglip_vision_model"}
 DINOV2 = {"model_type": "dinov2", "mlp_ratio": 2}

@@ -1,7 +1,6 @@
 """LLaVA-NeXT against `LlavaNextForConditionalGeneration` and its own processor, at sizes of all kinds."""
 
 import dataclasses
-import importlib.util
 import io
 import json
 
@@ -20,6 +19,7 @@ from tests.convert.llava_models import (
     tokenizer,
     torch_inputs,
 )
+from tests.convert.references import has_torchvision
 from vlm_jax import globs
 from vlm_jax.convert.__main__ import main
 from vlm_jax.convert.folders import read_folder, why_not, write_folder
@@ -34,9 +34,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-has_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="AutoProcessor wants torchvision"
-)
 
 # Those of the table in specs 0.5, by the same factor as the tower, and what is odd.
 SIZES = [(28, 28), (53, 40), (40, 53), (85, 64), (67, 17), (17, 133), (160, 90), (207, 292), (320, 133), (8, 7),

@@ -5,7 +5,6 @@ Runs with any `transformers` from 4.52 on. The joint processor needs torchvision
 
 import dataclasses
 import functools
-import importlib.util
 import io
 import json
 
@@ -15,6 +14,7 @@ import tokenizers
 from PIL import Image
 
 from tests import tiny
+from tests.convert.references import has_torchvision
 from vlm_jax import globs
 from vlm_jax.convert.folders import read_folder, write_folder
 from vlm_jax.data.conversation import IMAGE, Conversation, Turn
@@ -30,9 +30,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-has_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="AutoProcessor wants torchvision"
-)
 PICTURES = [tiny.png(64, 32, 1), tiny.png(30, 31, 2), tiny.png(70, 68, 3)]  # 3, 1 and 5 tiles
 
 

@@ -90,7 +90,7 @@ def usable(source, number, preparer):
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_nothing_is_lost_uncounted(healthy, tmp_path_factory, preparer, data):
     files = data.draw(damages(healthy))
     folder = tmp_path_factory.mktemp("damaged")

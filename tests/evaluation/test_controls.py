@@ -150,7 +150,7 @@ def test_a_picture_of_one_pixel_stays_and_a_damaged_one_is_named():
             all_pictures(name, [question(7, "1", [picture(0), b"GIF89a"])])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=24), st.integers(0, 5))
 def test_wrong_pictures_are_a_derangement_with_as_few_equal_answers_as_can_be(answers, seed):
     questions = [question(i, str(gold), [bytes([i])]) for i, gold in enumerate(answers)]
@@ -162,7 +162,7 @@ def test_wrong_pictures_are_a_derangement_with_as_few_equal_answers_as_can_be(an
     assert equal == max(0, 2 * most - len(answers))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=16))
 def test_questions_about_one_picture_do_not_get_it_from_each_other(drawn):
     questions = [question(i, str(gold), [bytes([image])]) for i, (image, gold) in enumerate(drawn)]

@@ -302,14 +302,6 @@ def test_a_run_without_its_page_is_not_finished(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.04, "0.0 s"), (59, "59 s"), (59.7, "1 min 0 s"), (675, "11 min 15 s"), (6000, "1 h 40 min")],
-)
-def test_durations(seconds, words):
-    assert charts.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
     ("value", "words"),
     [(0, "0"), (0.03061, "0.0306"), (-0.926, "-0.926"), (4012.3, "4,012"), (4e-5, "4e-5"), (1e6, "1e6")],
 )

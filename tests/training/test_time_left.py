@@ -8,7 +8,7 @@ import pytest
 from vlm_jax.sharding import MeshConfig, make_mesh
 from vlm_jax.training.loop import initial_params
 from vlm_jax.training.step import Trainer
-from vlm_jax.training.time_left import ENOUGH, TimeLeft, duration, step_cost
+from vlm_jax.training.time_left import ENOUGH, TimeLeft, step_cost
 
 
 def test_nothing_is_claimed_before_it_can_be_known():
@@ -75,19 +75,3 @@ def test_cost_of_a_step(recipe, params):
     assert cost(tune) == 8 * 3 * whole
     align = dataclasses.replace(tune, trainable=("connector/**",))
     assert cost(align) == 8 * (size["vision"] * patches + 3 * size["connector"] * visual + 2 * size["decoder"] * 48)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (80, "1 min 20 s"),
-        (1234, "21 min"),
-        (3599, "59 min"),
-        (3600, "1 h 0 min"),
-        (9000, "2 h 30 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

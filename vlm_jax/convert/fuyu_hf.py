@@ -8,7 +8,6 @@ because 4.52 looks at both. Source: `models/fuyu/{configuration,modeling,image_p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vlm_jax.convert.fields import IMAGES, Fields
 from vlm_jax.convert.images import read_statistics
 from vlm_jax.convert.processors import PROCESSOR, SETTINGS, read_settings
 from vlm_jax.convert.prompts import read_prompt, write_prompt
-from vlm_jax.convert.table import Rule, linear, prefixed
+from vlm_jax.convert.table import Rule, as_saved, linear, prefixed
 from vlm_jax.data.layouts.native import NativeRaster
 from vlm_jax.errors import UserError
 from vlm_jax.models.connector import IdentityConfig
@@ -73,12 +72,9 @@ def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rename(key: str, config: Mapping[str, Any]) -> str:
-    """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.language_model.*`)."""
+    """See `table.as_saved`."""
     del config
-    if key == "lm_head.weight":
-        return "language_model.lm_head.weight"
-    key = re.sub(r"^model\.language_model\.", "language_model.model.", key)
-    return re.sub(r"^model\.(?=vision_embed_tokens\.)", "", key)
+    return as_saved(key, "vision_embed_tokens")
 
 
 def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ The names are those that `save_pretrained` writes, the only ones that load in ev
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vlm_jax.convert.images import read_statistics
 from vlm_jax.convert.internvit import not_internvit, read_vision, write_images
 from vlm_jax.convert.processors import SETTINGS, processor_files, read_layout, read_settings
 from vlm_jax.convert.prompts import read_prompt, write_prompt
-from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, linear, norm, prefixed, rule
+from vlm_jax.convert.table import Flat, PatchKernel, Rule, Same, as_saved, linear, norm, prefixed, rule
 from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.data.layouts.closest_aspect import ClosestAspect
 from vlm_jax.errors import UserError
@@ -86,12 +85,9 @@ def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rename(key: str, config: Mapping[str, Any]) -> str:
-    """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.vision_tower.*`)."""
+    """See `table.as_saved`."""
     del config
-    if key == "lm_head.weight":
-        return "language_model.lm_head.weight"
-    key = re.sub(r"^model\.language_model\.", "language_model.model.", key)
-    return re.sub(r"^model\.(?=vision_tower\.|multi_modal_projector\.)", "", key)
+    return as_saved(key, "vision_tower", "multi_modal_projector")
 
 
 def write_config(system: System, *, image_id: int, stop_id: int, pad_id: int, dtype: str) -> dict[str, Any]:

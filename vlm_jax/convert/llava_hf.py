@@ -23,7 +23,7 @@ from vlm_jax.convert.llava_processors import STRATEGIES, read_single, write_sing
 from vlm_jax.convert.processors import SETTINGS, read_settings
 from vlm_jax.convert.prompts import read_prompt, template_for, write_prompt
 from vlm_jax.convert.siglip import SIGLIP
-from vlm_jax.convert.table import Rule, linear, prefixed
+from vlm_jax.convert.table import Rule, as_saved, linear, prefixed
 from vlm_jax.convert.vision_family import VisionFamily
 from vlm_jax.data.layouts.single import Single
 from vlm_jax.errors import UserError
@@ -88,10 +88,7 @@ def families(config: Mapping[str, Any], where: str) -> tuple[VisionFamily, Decod
 
 def rename(key: str, config: Mapping[str, Any]) -> str:
     """The name of the table for a key as any version has it, on the disk or in memory."""
-    if key == "lm_head.weight":
-        return "language_model.lm_head.weight"
-    key = re.sub(r"^model\.language_model\.", "language_model.model.", key)
-    key = re.sub(r"^model\.(?=vision_tower\.|multi_modal_projector\.|image_newline$)", "", key)
+    key = as_saved(key, "vision_tower", "multi_modal_projector", "image_newline")
     prefix = "vision_tower." + families(config, "config.json")[0].own_prefix
     return re.sub(r"^vision_tower\.(vision_model\.)?", prefix, key)
 

@@ -194,6 +194,20 @@ def norm(path: str, key: str) -> list[Rule]:
     return [rule(f"{path}/scale", f"{key}.weight", Flat()), rule(f"{path}/bias", f"{key}.bias", Flat())]
 
 
+def as_saved(key: str, *parts: str) -> str:
+    """The name that `save_pretrained` writes for a key in its style or the in-memory one (`model.language_model.*`).
+
+    Args:
+      key: a tensor's name.
+      parts: of the model besides the language model, as they are called in names: "vision_tower".
+    """
+    if key == "lm_head.weight":
+        return "language_model.lm_head.weight"
+    key = re.sub(r"^model\.language_model\.", "language_model.model.", key)
+    short = key.removeprefix("model.")
+    return short if short.partition(".")[0] in parts else key
+
+
 def prefixed(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """The table of a part inside a larger model, where its keys begin with `prefix`."""
     return [dataclasses.replace(r, key=prefix + r.key) for r in rules]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_jax.cli import duration
 from vlm_jax.data.page import COLOURS, render_page
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation import breakdowns, charts, gallery
@@ -138,7 +139,7 @@ def render(
     )
     values["figure_names"] = list(dict.fromkeys(name for stage in values["stages"] for name in stage["figures"]))
     template = Path(__file__).parent / "report.html"
-    return render_page(template, values, {"number": charts.number, "duration": charts.duration})
+    return render_page(template, values, {"number": charts.number, "duration": duration})
 
 
 def table(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -199,7 +200,7 @@ def _stage(number: int, name: str, figures: Mapping[str, Any], metrics: charts.M
     drawn = [charts.curve(label, entries, key) for label, key in keys.items()]
     found = {"steps": _figure("steps", figures["steps"])} if "steps" in figures else {}
     if "seconds" in figures:
-        found["time"] = charts.duration(figures["seconds"])
+        found["time"] = duration(figures["seconds"])
     if {"first_loss", "last_loss"} <= set(figures):
         found["loss"] = " → ".join(charts.number(figures[key]) for key in ("first_loss", "last_loss"))
     said = [entry["validation_mean"] for entry in entries if charts.is_number(entry.get("validation_mean"))]
@@ -221,7 +222,7 @@ def _figure(key: str, value: Any) -> str:
     if not charts.is_number(value):
         return str(value)
     if key.endswith("seconds"):
-        return charts.duration(value)
+        return duration(value)
     for least, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{charts.number(value / unit)} {name}"

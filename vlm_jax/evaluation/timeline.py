@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.evaluation.charts import MAX_POINTS, SIDE, axis, duration, is_number
+from vlm_jax.cli import duration
+from vlm_jax.evaluation.charts import MAX_POINTS, SIDE, axis, is_number
 
 TICK_SECONDS = (
     1,

@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vlm_jax.cli import is_live
+from vlm_jax.cli import duration, is_live
 from vlm_jax.training.log import say
-from vlm_jax.training.time_left import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -76,8 +75,8 @@ def figures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def line(status: Status) -> str:
     """A status that has figures in one line, for a log."""
     name, step = status.widths
-    here, training = (duration(seconds) for seconds in status.left) if status.left else (UNKNOWN, UNKNOWN)
-    ending = f"took {duration(status.seconds)}" if status.ended else f"left {here}"
+    here, training = (duration(seconds, rough=True) for seconds in status.left) if status.left else (UNKNOWN, UNKNOWN)
+    ending = f"took {duration(status.seconds, rough=True)}" if status.ended else f"left {here}"
     if status.number < status.stages:
         ending += f", of all {training}" if not status.ended else f", left of all {training}"
     return "  ".join(
@@ -113,7 +112,7 @@ def summary(status: Status) -> str:
     """What stays of a stage on a terminal, where a line should not be long."""
     done = f"{status.step:,}" if status.ended else f"{status.step:,} of {status.steps:,}"
     loss, accuracy = (f"{before}{value.strip()}" for before, value, _ in figures(status.entry or {})[:2])
-    return f"stage {status.name}: {done} steps took {duration(status.seconds)}, {loss}, {accuracy}"
+    return f"stage {status.name}: {done} steps took {duration(status.seconds, rough=True)}, {loss}, {accuracy}"
 
 
 class Panel:
@@ -193,13 +192,13 @@ def draw(status: Status, waited: float, width: int) -> RenderableType:
                   for before, value, after in figures(status.entry)]  # fmt: skip
         middle: RenderableType = Columns(values, padding=(0, 2))
     else:
-        middle = Text(f"compiling the first step ... {duration(waited)}", style="dim")
+        middle = Text(f"compiling the first step ... {duration(waited, rough=True)}", style="dim")
     if status.doing:
-        last = Text(f"{status.doing} ... {duration(waited)}", style="yellow")
+        last = Text(f"{status.doing} ... {duration(waited, rough=True)}", style="yellow")
     elif status.left is None:
         last = Text("time left: not known yet", style="dim")
     else:
-        here, training = map(duration, status.left)
+        here, training = (duration(seconds, rough=True) for seconds in status.left)
         last = Text.assemble(("left: ", "dim"), (here, "bold"), (" in this stage", "dim"))
         if status.number < status.stages:
             last.append(", about ", "dim").append(training, "bold").append(" in all", "dim")

@@ -96,13 +96,3 @@ class TimeLeft:
         here = (self._steps[self._stage] - step) * each + self._compiling * compiling
         later = range(self._stage + 1, len(self._steps))
         return here, here + sum(self._steps[i] * self._costs[i] * (rate or 0.0) + compiling for i in later)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "48 s", "12 min 5 s" or "1 h 40 min"; an estimate needs no more."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{min(59, round(whole / 60))} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -31,7 +31,7 @@ _VALUE = st.recursive(
 def test_elements_are_those_that_a_parser_finds(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(json_list, "_CHUNK", chunk)
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60, derandomize=True)
     @given(
         st.lists(_VALUE, max_size=5), st.sampled_from([None, 1]), st.booleans(), st.sampled_from(["", "\n", " \t\n"])
     )

@@ -297,7 +297,7 @@ _RECORD = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given((_RECORD | _JSON).map(json.dumps).map(str.encode) | st.binary())
 def test_whatever_a_line_holds_it_is_a_record_or_a_bad_one(line):
     bad = None

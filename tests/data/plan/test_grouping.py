@@ -17,7 +17,7 @@ CONFIG = MixtureConfig(rows=4, tokens=400, tiles=12, window=24, packing=False, o
 SIZES = st.lists(st.tuples(st.integers(1, 2000), st.sampled_from([0, 0, 1, 5])), max_size=300)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=SIZES, rows=st.integers(1, 9), seed=st.integers(0, 3))
 def test_every_record_once_in_batches_of_one_modality(sizes, rows, seed):
     sizes = np.array(sizes, int).reshape(-1, 2)

@@ -8,7 +8,7 @@ from vlm_jax.data.conversation import Conversation, Turn
 from vlm_jax.data.plan.packing import pack_row, plan_rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=60),
     seed=st.integers(0, 1000),

@@ -9,7 +9,7 @@ from vlm_jax.data.plan.shape import GOOD_TILES, GOOD_TOKENS, choose_shape
 SIZES = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 9)), min_size=1, max_size=50)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, st.none() | st.integers(1, 4000), st.none() | st.integers(0, 12), st.booleans())
 def test_a_row_holds_every_record_that_it_may(sizes, tokens, tiles, packing):
     array = np.array(sizes)

@@ -41,7 +41,7 @@ def by_hand(sample, kept=None):
     return found if kept is None else found & set(kept)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pools(), st.integers(0, 12), st.integers(1, 4))
 def test_the_best_of_each_type_are_taken(pool, size, min_frequency):
     found = select(pool, Rules(CONCEPTS, quota_for(pool, size), min_frequency, ratio=None))
@@ -53,7 +53,7 @@ def test_the_best_of_each_type_are_taken(pool, size, min_frequency):
     assert found.covered == set().union(*(by_hand(pool[number], found.kept) for number in found.chosen))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pools(), st.integers(0, 12), st.booleans(), st.booleans(), st.randoms())
 def test_the_order_of_the_pool_does_not_matter(pool, size, inverse, cover, rng):
     rules = Rules(CONCEPTS, quota_for(pool, size), 1, inverse, 1.0, cover)
@@ -64,7 +64,7 @@ def test_the_order_of_the_pool_does_not_matter(pool, size, inverse, cover, rng):
     assert (first.kept, first.covered, first.yes, first.no) == (second.kept, second.covered, second.yes, second.no)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pools(most=1), st.integers(1, 12), st.booleans())
 def test_yes_and_no_are_equal_and_no_quota_is_exceeded(pool, size, cover):
     """With one question a record the balance is exact, and a place is empty only where nothing could fill it."""
@@ -84,7 +84,7 @@ def test_yes_and_no_are_equal_and_no_quota_is_exceeded(pool, size, cover):
             assert len({yes_or_no(*sample.questions[0]) for sample in left}) < 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pools(), st.floats(0.2, 5))
 def test_balancing_never_makes_it_worse(pool, ratio):
     rules = Rules(CONCEPTS, quota_for(pool, 6), ratio=None)
@@ -93,14 +93,14 @@ def test_balancing_never_makes_it_worse(pool, ratio):
     assert abs(after.yes - ratio * after.no) <= abs(before.yes - ratio * before.no) + 1e-6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pools())
 def test_more_room_never_covers_less(pool):
     covered = [select(pool, Rules(CONCEPTS, quota_for(pool, size), ratio=None)).covered for size in range(8)]
     assert all(few <= many for few, many in itertools.pairwise(covered))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pools())
 def test_with_cover_every_keyword_has_a_record(pool):
     pool = [sample._replace(type="a") for sample in pool]

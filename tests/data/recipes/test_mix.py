@@ -14,7 +14,7 @@ from vlm_jax.errors import UserError
 sizes = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(0, 60), min_size=1, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, st.integers(1, 50), st.integers(0, 5))
 def test_the_cap(sizes, cap, seed):
     kept = mixture(sizes, cap=cap, seed=seed)
@@ -33,7 +33,7 @@ def test_draws_depend_on_seed_and_name_and_are_nested():
     assert abs(np.mean([capped(1000, 500, "a", seed).mean() for seed in range(20)]) - 499.5) < 10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, st.data())
 def test_shares_are_in_proportion(sizes, data):
     total = data.draw(st.integers(0, sum(sizes.values())))

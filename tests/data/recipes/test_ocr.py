@@ -78,7 +78,7 @@ def test_unsure_and_empty_words_are_left_out():
 @given(
     st.floats(-900, 900), st.floats(-900, 900), st.floats(1, 300), st.floats(1, 90), st.none() | st.floats(-1.5, 1.5)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_words_survive_json(x, y, width, height, angle):
     (found,) = words_from_json(json.loads(json.dumps(words_to_json([Word("a", x, y, width, height, angle)]))), "w")
     assert found[1:5] == pytest.approx((x, y, width, height), abs=0.21)

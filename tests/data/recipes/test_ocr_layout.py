@@ -118,7 +118,7 @@ words = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(words, max_size=25, unique_by=lambda word: word[1:3]), st.randoms())
 def test_any_words(found, random):
     """Every word is there once, and the order in which they come changes nothing."""

@@ -66,7 +66,7 @@ QUESTIONS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(questions=QUESTIONS, seed=st.none() | st.integers(0, 3), turns=st.integers(0, 3), limit=st.integers(0, 30))
 def test_every_question_stays_and_can_be_read(questions, seed, turns, limit):
     records = merged(questions, seed=seed, max_turns=turns, max_tokens=limit)

@@ -106,7 +106,7 @@ def ours_of(reference, dialogue, template):
     return got.ids.tolist(), got.supervised.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(dialogue=DIALOGUES)
 def test_vicuna(reference, dialogue):
     prompt = prompt_of(dialogue, f"{TEMPLATES['vicuna_v1'].system} ", "USER: {} ", "ASSISTANT: {}</s>")
@@ -115,7 +115,7 @@ def test_vicuna(reference, dialogue):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(dialogue=DIALOGUES)
 def test_mistral(reference, dialogue):
     prompt = prompt_of(dialogue, "", "[INST] {} [/INST]", " {} </s>")
@@ -124,7 +124,7 @@ def test_mistral(reference, dialogue):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(question=TEXT, caption=TEXT)
 def test_plain(reference, question, caption):
     assume(reference.legacy or not caption.startswith(" "))  # see `sentencepiece_files._frame`
@@ -139,7 +139,7 @@ def yi(tmp_path_factory):
     return Reference(tmp_path_factory.mktemp("yi"), legacy=True, bos=None, prefix=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(dialogue=DIALOGUES)
 def test_yi_vl(yi, dialogue):
     """Of what its trainer supervises the headers are left out: `### Assistant:`, and two tokens of `### Human:`."""

@@ -61,7 +61,7 @@ def pair(request, proto, tmp_path_factory):
     return tokenizer, processor(model), request.param
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=WRITTEN)
 def test_encodes_as_sentencepiece(pair, text):
     tokenizer, oracle, name = pair
@@ -70,7 +70,7 @@ def test_encodes_as_sentencepiece(pair, text):
     assert tokenizer.encode(text) == oracle.encode(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_decodes_as_sentencepiece(pair, data):
     tokenizer, oracle, name = pair
@@ -178,7 +178,7 @@ def test_prompts_as_the_slow_tokenizers_have_them(released):
         assert tokenizer.encode_pieces([(prompt, True)]) == reference(prompt), prompt
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(words=st.lists(st.sampled_from([*NINE, "<s>", "</s>", "<|user|>", "<|im_end|>", "\n"]) | WRITTEN, max_size=8))
 def test_any_prompt(released, words):
     _, tokenizer, reference = released

@@ -70,7 +70,6 @@ class Layout(abc.ABC):
     def patch_grids(self, width: int, height: int, patch_size: int) -> np.ndarray:
         """Patches down and across in every slot of an image, int32 [k, 2]."""
 
-    @abc.abstractmethod
     def cut_patches(
         self,
         image: Image.Image,
@@ -94,6 +93,16 @@ class Layout(abc.ABC):
         Raises:
           ValueError: `out` has another shape, or cannot be written to so.
         """
+        size = size or image.size
+        out = _writable(out, (self.tiles(*size), self.patches(patch_size), patch_size**2 * 3))
+        self.fill(out, image, size, patch_size, change)
+        return out
+
+    @abc.abstractmethod
+    def fill(
+        self, out: np.ndarray, image: Image.Image, size: tuple[int, int], patch_size: int, change: Change | None
+    ) -> None:
+        """Writes every element of `out` for `cut_patches`, whose arguments these are."""
 
     @abc.abstractmethod
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:
@@ -206,27 +215,19 @@ class TileLayout(Layout):
           size: width and height by which the grid is chosen.
         """
 
-    def cut_patches(
-        self,
-        image: Image.Image,
-        patch_size: int,
-        out: np.ndarray | None = None,
-        size: tuple[int, int] | None = None,
-        change: Change | None = None,
-    ) -> np.ndarray:
-        """Every pixel is written once, where nothing is changed (see `Layout.cut_patches`)."""
-        size = size or image.size
-        out = writable(out, (self.tiles(*size), self.patches(patch_size), patch_size**2 * 3))
+    def fill(
+        self, out: np.ndarray, image: Image.Image, size: tuple[int, int], patch_size: int, change: Change | None
+    ) -> None:
+        """Every pixel is written once, where nothing is changed (see `Layout.fill`)."""
         if change is not None:
             out[:] = patchify(change(self.cut_tiles(image, size)), patch_size)
-            return out
+            return
         start = 0
         for pixels in self.blocks(image, size):
             rows, _, columns = pixels.shape[:3]
             part = out[start : start + rows * columns]
             write_patches(pixels, part.reshape(rows, columns, *out.shape[1:]), patch_size)
             start += rows * columns
-        return out
 
     def cut_tiles(self, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
         """The tiles of an image as pixels, uint8 [k, S, S, 3] (arguments as `cut_patches`)."""
@@ -263,7 +264,7 @@ def token_side(tokens_per_tile: int) -> int:
     return side
 
 
-def writable(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+def _writable(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """`out` if it can take uint8 of this shape, a new array where it is None.
 
     Raises:

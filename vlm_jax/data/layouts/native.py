@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_jax.config import config_class
-from vlm_jax.data.layouts.layout import ROW_TOKEN, Change, Layout, writable
+from vlm_jax.data.layouts.layout import ROW_TOKEN, Change, Layout
 from vlm_jax.data.layouts.patches import patchify, unpatchify
 from vlm_jax.errors import UserError
 
@@ -94,22 +94,14 @@ class NativeRaster(Layout):
         patches = np.arange(columns * rows, dtype=np.int32).reshape(rows, columns)
         return np.pad(patches, ((0, 0), (0, 1)), constant_values=ROW_TOKEN).ravel()
 
-    def cut_patches(
-        self,
-        image: Image.Image,
-        patch_size: int,
-        out: np.ndarray | None = None,
-        size: tuple[int, int] | None = None,
-        change: Change | None = None,
-    ) -> np.ndarray:
-        """See `Layout.cut_patches`."""
-        size = size or image.size
-        out = writable(out, (self.tiles(*size), self.patches(patch_size), self.patch_size**2 * 3))
+    def fill(
+        self, out: np.ndarray, image: Image.Image, size: tuple[int, int], patch_size: int, change: Change | None
+    ) -> None:
+        """Patch after patch, and zeros to the end of the last slot (see `Layout.fill`)."""
         canvas = self._canvas(image, size)[None]
-        patches = patchify(canvas if change is None else change(canvas), self.patch_size)[0]
+        patches = patchify(canvas if change is None else change(canvas), patch_size)[0]
         flat = out.reshape(-1, out.shape[-1])
         flat[: len(patches)], flat[len(patches) :] = patches, 0
-        return out
 
     def resized(self, side: int) -> Self:
         """The layout for images of at most `side` pixels both ways, none of which is enlarged; nothing is drawn."""

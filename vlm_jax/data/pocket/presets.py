@@ -31,9 +31,9 @@ def _preset(train: tuple[int, ...], validation: int, test: int) -> Preset:
 
 
 PRESETS = {
-    "default": _preset((2500, 2000, 2500, 1500, 2500, 1500, 4000, 7000, 10000, 8000), 50, 200),
+    "default": _preset((2500, 2000, 2500, 1500, 2500, 1500, 4000, 7000, 10000, 0), 50, 200),
     "large": _preset((8000, 6000, 8000, 5000, 8000, 5000, 5000, 14000, 24000, 24000), 50, 200),
-    "quick": _preset((250, 200, 200, 120, 200, 120, 300, 300, 300, 200), 8, 24),
+    "quick": _preset((250, 200, 200, 120, 200, 120, 300, 300, 300, 0), 8, 24),
     "tiny": _preset((24, 12, 16, 8, 12, 8, 12, 12, 15, 8), 4, 8),
 }
 """Sizes by name; train is given by task in the order of `TASKS`, then `CURRICULUM`."""

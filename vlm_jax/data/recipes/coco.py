@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.data.recipes.contexts import Context, NamedBox
+from vlm_jax.data.recipes.fields import get, objects
 from vlm_jax.errors import UserError
 
 _DIGITS = 3  # of a share of a side, as LLaVA's prompts have them
@@ -32,15 +33,14 @@ def contexts_of_coco(
     files = [(name, content) for name, content in (("captions", captions), ("instances", instances)) if content]
     images: dict[int, Mapping[str, Any]] = {}
     for name, content in files:
-        for number, image in enumerate(_list(content, "images", name)):
-            id_ = _get(image, "id", int, f"{name}: images[{number}]")
-            images.setdefault(id_, image)
+        for place, image in objects(content, "images", name):
+            images.setdefault(get(image, "id", int, place), image)
     texts = _captions(captions, images) if captions else {}
     boxes = _boxes(instances, images, crowds) if instances else {}
     return [
         Context(
             str(id_),
-            _get(images[id_], "file_name", str, f"image {id_}"),
+            get(images[id_], "file_name", str, f"image {id_}"),
             tuple(texts.get(id_, ())),
             tuple(boxes.get(id_, ())),
         )
@@ -52,32 +52,30 @@ def contexts_of_coco(
 def _captions(content: Mapping[str, Any], images: Mapping[int, Any]) -> dict[int, list[str]]:
     """Captions by picture, in the order of their ids."""
     found: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
-    for number, annotation in enumerate(_list(content, "annotations", "captions")):
-        place = f"captions: annotations[{number}]"
-        caption = " ".join(_get(annotation, "caption", str, place).split())
+    for place, annotation in objects(content, "annotations", "captions"):
+        caption = " ".join(get(annotation, "caption", str, place).split())
         if caption:
-            found[_image(annotation, images, place)].append((_get(annotation, "id", int, place), caption))
+            found[_image(annotation, images, place)].append((get(annotation, "id", int, place), caption))
     return {id_: [caption for _, caption in sorted(some)] for id_, some in found.items()}
 
 
 def _boxes(content: Mapping[str, Any], images: Mapping[int, Any], crowds: bool) -> dict[int, list[NamedBox]]:
     """Boxes by picture, in the order of their ids."""
     names = {
-        _get(category, "id", int, f"instances: categories[{number}]"): _get(category, "name", str, f"category {number}")
-        for number, category in enumerate(_list(content, "categories", "instances"))
+        get(category, "id", int, place): get(category, "name", str, place)
+        for place, category in objects(content, "categories", "instances")
     }
     found: defaultdict[int, list[tuple[int, NamedBox]]] = defaultdict(list)
-    for number, annotation in enumerate(_list(content, "annotations", "instances")):
-        place = f"instances: annotations[{number}]"
+    for place, annotation in objects(content, "annotations", "instances"):
         if annotation.get("iscrowd") and not crowds:
             continue
         image = _image(annotation, images, place)
-        category = _get(annotation, "category_id", int, place)
+        category = get(annotation, "category_id", int, place)
         if category not in names:
             raise UserError(f"{place}.category_id: there is no category {category}")
-        size = [_get(images[image], side, int, f"image {image}") for side in ("width", "height")]
-        box = _shares(_get(annotation, "bbox", list, place), size, place)
-        found[image].append((_get(annotation, "id", int, place), NamedBox(names[category], box)))
+        size = [get(images[image], side, int, f"image {image}") for side in ("width", "height")]
+        box = _shares(get(annotation, "bbox", list, place), size, place)
+        found[image].append((get(annotation, "id", int, place), NamedBox(names[category], box)))
     return {id_: [box for _, box in sorted(some)] for id_, some in found.items()}
 
 
@@ -96,21 +94,7 @@ def _shares(bbox: list[Any], size: list[int], place: str) -> tuple[float, float,
 
 
 def _image(annotation: Mapping[str, Any], images: Mapping[int, Any], place: str) -> int:
-    id_ = _get(annotation, "image_id", int, place)
+    id_ = get(annotation, "image_id", int, place)
     if id_ not in images:
         raise UserError(f"{place}.image_id: there is no image {id_}")
     return id_
-
-
-def _list(content: Mapping[str, Any], field: str, name: str) -> list[Any]:
-    value = content.get(field)
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{name}: {field}: must be a list of objects, as in COCO's annotation files")
-    return value
-
-
-def _get(fields: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
-    value = fields.get(field)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{place}.{field}: must be of type {kind.__name__}, got {value!r}")
-    return value

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_jax.data.conversation import IMAGE
+from vlm_jax.data.recipes.fields import get, objects
 from vlm_jax.data.recipes.response_formats import OPTION_LETTER, SHORT_ANSWER, ResponseFormat, with_options
 from vlm_jax.errors import UserError
 
@@ -110,16 +111,16 @@ def vqa_questions(
       UserError: a field is missing or of a wrong type, or a question has no annotation.
     """
     answers = {
-        _get(annotation, "question_id", int, place): _get(annotation, "multiple_choice_answer", str, place)
-        for place, annotation in _entries(annotations, "annotations")
+        get(annotation, "question_id", int, place): get(annotation, "multiple_choice_answer", str, place)
+        for place, annotation in objects(annotations, "annotations")
     }
     found = []
-    for place, question in _entries(questions, "questions"):
-        number = _get(question, "question_id", int, place)
+    for place, question in objects(questions, "questions"):
+        number = get(question, "question_id", int, place)
         if number not in answers:
             raise UserError(f"{place}.question_id: there is no annotation of question {number}")
-        image = name.format(_get(question, "image_id", int, place))
-        found.append(Question(image, _get(question, "question", str, place), answers[number], SHORT_ANSWER))
+        image = name.format(get(question, "image_id", int, place))
+        found.append(Question(image, get(question, "question", str, place), answers[number], SHORT_ANSWER))
     return found
 
 
@@ -148,15 +149,14 @@ def coco_captions(content: Mapping[str, Any]) -> list[tuple[str, str]]:
       UserError: a field is missing or of a wrong type, or an annotation names an image that is not there.
     """
     names = {
-        _get(image, "id", int, place): _get(image, "file_name", str, place)
-        for place, image in _entries(content, "images")
+        get(image, "id", int, place): get(image, "file_name", str, place) for place, image in objects(content, "images")
     }
     pairs = []
-    for place, annotation in _entries(content, "annotations"):
-        number = _get(annotation, "image_id", int, place)
+    for place, annotation in objects(content, "annotations"):
+        number = get(annotation, "image_id", int, place)
         if number not in names:
             raise UserError(f"{place}.image_id: there is no image {number}")
-        pairs.append((names[number], _get(annotation, "caption", str, place)))
+        pairs.append((names[number], get(annotation, "caption", str, place)))
     return pairs
 
 
@@ -209,18 +209,3 @@ def _record(id_: str, image: str, turns: Sequence[tuple[str, str]]) -> Record:
         mark = "" if number else f"{IMAGE}\n" if asked else IMAGE
         conversations += [{"from": "human", "value": mark + asked}, {"from": "gpt", "value": answered}]
     return {"id": id_, "image": image, "conversations": conversations}
-
-
-def _entries(content: Mapping[str, Any], field: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The objects of a list, each with what to call it."""
-    values = content.get(field)
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise UserError(f"{field}: must be a list of objects")
-    return [(f"{field}[{number}]", value) for number, value in enumerate(values)]
-
-
-def _get(fields: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
-    value = fields.get(field)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{place}.{field}: must be of type {kind.__name__}, got {value!r}")
-    return value

@@ -25,6 +25,7 @@ from vlm_jax.data.text.segments import Segments
 from vlm_jax.data.text.templates import MARKUP, TEMPLATES, Template
 from vlm_jax.data.text.tokenizer_files import byte_level_bpe, read_backend, read_object
 from vlm_jax.errors import UserError
+from vlm_jax.files import write_json
 
 _PAD = "<|endoftext|>"
 
@@ -148,8 +149,8 @@ class Tokenizer:
             "extra_special_tokens": named,
         }
         (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", {**main, **named})
+        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", {**main, **named})
         (folder / "chat_template.jinja").write_text(to_jinja(template), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
@@ -300,7 +301,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(key)
         kept[key] = value["content"] if isinstance(value, dict) else value
     return {key: value for key, value in kept.items() if value is not None}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
