@@ -70,12 +70,12 @@ def get_config(arg: str = ""):
     # Reading one kind of grid comes first, then finding a row, a column, a cell of it, then all else in one tile: there
     # the model learns where to look, which is hard to learn among everything and easy to carry over. A picture is
     # encoded once for all that is asked about it. Rows are short: attention to what a row packs besides is time lost.
-    lessons = dict(finding=0.4, searching=0.0, looking=1.0)
+    lessons = dict(finding=0.4, looking=1.0)
     everything = dict(
-        digits=1.5, finding=0.6, searching=0.0, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
+        digits=1.5, finding=0.6, looking=0.4, count=0.8, document=1.3, chart=1.0, point=0.9, photo=0.8
     )  # fmt: skip
     # Searching a grid for a digit and adding two of them up is not learned among everything at all, and takes more than
-    # a thousand steps by itself; in twenty minutes they are missing elsewhere.
+    # a thousand steps by itself; in twenty minutes those steps are missing elsewhere.
     if arg == "full":
         lessons.update(finding=0.2, searching=0.4)
         everything.update(digits=0.8, finding=0.2, searching=0.4, count=1.2, point=1.4, photo=1.0)
@@ -92,9 +92,7 @@ def get_config(arg: str = ""):
             steps=steps,
             objective=objective,
             trainable=trainable,
-            data=dict(
-                rows=rows, tokens=tokens, tiles=tiles, weights={task: share for task, share in weights.items() if share}
-            ),
+            data=dict(rows=rows, tokens=tokens, tiles=tiles, weights=weights),
             loss_reduction="square",
             accumulation=parts,
             optimizer={**optimizer, **changes},

@@ -1,6 +1,6 @@
 """Makes a folder to commit of a finished run: the exported model, its report, and a README that says what they are.
 
-    python examples/publish.py --run=runs/full --target=examples/pocket --commit=$(git rev-parse HEAD)
+    python examples/publish.py --run=runs/full --target=examples/pocket --commit=HASH
 
 The folder is an HF folder like the run's `export/`, so that every command and `transformers` take it as a model. The
 figures of its README are those of its `report.json`.
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--target", type=Path, required=True, help="new folder, or one made by this command, which is replaced"
     )
-    parser.add_argument("--commit", required=True, help="of the code that ran")
+    parser.add_argument("--commit", required=True, help="of the code that the run was started from")
     flags = parser.parse_args(arguments)
     publish(flags.run, flags.target, flags.commit)
 
@@ -101,8 +101,8 @@ folder was written by hand: `examples/publish.py` copied it from a finished run.
 {score_table(report)}
 Held-out questions of [the pocket data](../../docs/pocket_data.md), with 95 % intervals. The best constant answer is
 what can be had without looking; the other columns are this model beside a grey picture, its own picture with the pixels
-shuffled, and another question's picture. [report.html](report.html) shows curves, kinds of questions, and pictures with
-what was said.
+shuffled, and another question's picture. (Shuffled photographs keep their colours, by which many can be told.)
+[report.html](report.html) shows curves, kinds of questions, and pictures with what was said.
 
 ```
 python -m vlm_jax.chat --model=examples/pocket --image=receipt.png --prompt="What is the total?"

@@ -4,9 +4,14 @@ import ast
 import importlib.util
 import json
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+
+from vlm_jax.overrides import missing_field, new_types, with_types
+from vlm_jax.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("launch/*.md"))
@@ -57,6 +62,23 @@ def test_commands_and_paths_exist(page):
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
     paths = set(re.findall(r"`((?:vlm_jax|configs|tests|docs|launch)/[\w/.]+\.\w+)`", content))
     assert [path for path in paths if "NAME" not in path and not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fields_that_commands_set_are_there(page):
+    """Of `python -m vlm_jax.main --config=FILE --config.FIELD=VALUE`: that the recipe has the field."""
+    commands = re.findall(r"^python -m vlm_jax\.main ((?:.*\\\n)*.*)$", page.read_text(encoding="utf-8"), re.M)
+    for words in map(shlex.split, commands):
+        (given,) = (word.removeprefix("--config=") for word in words if word.startswith("--config="))
+        file, _, argument = given.partition(":")
+        if "NAME" in file:
+            continue
+        config = runpy.run_path(str(ROOT / file))["get_config"](*([argument] if argument else []))
+        config = with_types(Recipe, config, new_types(words))
+        for word in words:
+            if word.startswith("--config."):
+                path = word.removeprefix("--").partition("=")[0]
+                assert missing_field(config, path) == "", word
 
 
 def test_places_named_in_the_table_of_steps_exist():

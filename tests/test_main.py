@@ -176,7 +176,7 @@ def test_killed_and_stopped_on_the_way_ends_with_the_same_bits(finished, launch,
         (["--config=nowhere.py"], r"nowhere\.py: there is no such file; there are .*pocket\.py"),
         ([CONFIG.replace("pocket", "pockt")], r"did you mean .*configs/pocket\.py\?"),
         ([CONFIG.replace(":tiny", ":qick")], r"pocket\.py:qick: no argument 'qick' \(did you mean 'quick'\?\)"),
-        ([CONFIG.replace(":tiny", ":huge")], r"there are '', 'full', 'quick', 'tiny'"),
+        ([CONFIG.replace(":tiny", ":huge")], r"there are '', 'full', 'quick', 'tiny' \(--help --config=\S+ says"),
         (
             [CONFIG, "--config.seeed=1"],
             r"--config\.seeed: config has no 'seeed' \(did you mean 'seed'\?\); there are co",

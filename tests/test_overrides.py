@@ -1,7 +1,10 @@
+from typing import Literal
+
 import pytest
 
-from vlm_jax.config import to_config_dict
-from vlm_jax.overrides import missing_field, wrong_value
+from vlm_jax.config import build, complete, config_class, one_of, to_config_dict, to_plain
+from vlm_jax.errors import UserError
+from vlm_jax.overrides import missing_field, new_types, with_types, wrong_value
 
 CONFIG = to_config_dict(
     {"seed": 0, "rate": 0.5, "fast": False, "name": "x", "start": None, "globs": ["a/**", "b"], "none": [],
@@ -57,3 +60,60 @@ def test_what_is_not_there(path, rest):
 def test_wrong_values(path, rest):
     assert wrong_value(CONFIG, path, "?") == f"--{path}=?: {rest}"
     assert wrong_value(CONFIG, "config.start", "?") == ""
+
+
+@config_class
+class Files:
+    type: Literal["files"] = "files"
+    train: str = ""
+    rows: int = 2
+
+
+@config_class
+class Shards:
+    type: Literal["shards"] = "shards"
+    folder: str = "sets"
+    rows: int = 3
+    train: int = 0
+
+
+@config_class
+class Job:
+    seed: int = 0
+    parts: tuple[one_of(Files, Shards), ...] = ()
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self):
+        if self.seed == 7 and any(isinstance(part, Shards) for part in self.parts):
+            raise UserError("config: shards are unlucky")
+
+
+def test_types_are_found_among_the_arguments():
+    arguments = ["--config=x.py", "--config.data.type=tfds", "-config.stages[1].objective.type=distill", "--config.a=1"]
+    assert new_types(arguments) == {".data": "tfds", ".stages[1].objective": "distill"}
+
+
+def test_a_section_of_another_type_keeps_what_it_can():
+    config = complete(Job, {"parts": [{"rows": 9}, {"train": "a.json"}]})
+    found = with_types(Job, config, {".parts[1]": "shards", ".parts[0]": "shards", ".parts[5]": "shards", ".no": "x"})
+    assert to_plain(found.parts) == [
+        {"type": "shards", "folder": "sets", "rows": 9, "train": 0},  # its `train` was text
+        {"type": "shards", "folder": "sets", "rows": 2, "train": 0},
+    ]
+    assert missing_field(found, "config.parts[0].folder") == ""
+
+
+def test_a_type_that_is_not_there_is_refused():
+    config = complete(Job, {"parts": [{"rows": 9}]})
+    with pytest.raises(
+        UserError, match=r"\.parts\[0\]\.type: there is no 'nothing', there are 'files'"
+    ):
+        with_types(Job, config, {".parts[0]": "nothing"})
+
+
+def test_what_has_no_type_or_does_not_fit_stays_what_it_is():
+    config = complete(Job, {"parts": [{"rows": 9}]})
+    assert to_plain(with_types(Job, config, {".seed": "x", ".kind": "b", ".parts[7]": "shards"})) == to_plain(config)
+    unlucky = complete(Job, {"parts": [{"rows": 9}], "seed": 7})
+    assert to_plain(with_types(Job, unlucky, {".parts[0]": "shards"})) == to_plain(unlucky)
+    assert build(Job, unlucky).parts[0].rows == 9

@@ -113,6 +113,8 @@ def _describe(cls: Any, problem: Any, config: Any, name: str) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         names = _all_field_names(cls)
         return f"{path}: unknown field{kind}{'' if field in names else did_you_mean(field, names)}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{path}.type: there is no '{problem['ctx']['tag']}', there are {problem['ctx']['expected_tags']}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: required field is missing"
     return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"

@@ -30,7 +30,7 @@ ask whether it looks (see the list below): under each its scores must fall.
 EPILOG = """\
 example:
   python -m vlm_jax.evaluate --model=runs/pocket --benchmark=pocket \\
-      --data=runs/pocket/data/pocket/default_0/1.3.0 --out=scores.json --limit=50
+      --data=runs/pocket/data/pocket/default_0/1.4.0 --out=scores.json --limit=50
 
 FILE.json holds the settings, the score of every task, and one row per question
 with the prediction. The exit code is 0 only if all questions were asked.

@@ -88,15 +88,32 @@ def _given(arguments: list[str], name: str) -> str:
     return value
 
 
+def _without(arguments: list[str], name: str) -> list[str]:
+    """The arguments without a flag, which is given as `--name=value` or `--name value`."""
+    names = (f"--{name}", f"-{name}")
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if word.partition("=")[0] not in names and before not in names]
+
+
 def _read_flags(arguments: list[str]) -> flags.FlagValues:
     """The flags, among them the config with its overrides; runs the config file."""
     from absl import flags
     from ml_collections import config_flags
 
+    from vlm_jax.overrides import new_types, with_types
+
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values, sys_argv=["main", *arguments])
+    argv = ["main", *arguments]
+    if types := new_types(arguments):
+        from vlm_jax.training.recipe import Recipe
+
+        config = with_types(Recipe, _read_flags([f"--config={_given(arguments, 'config')}"]).config, types)
+        argv = _without(argv, "config")
+        config_flags.DEFINE_config_dict("config", config, "recipe", flag_values=values, sys_argv=argv)
+    else:
+        config_flags.DEFINE_config_file("config", None, "recipe", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "output folder", flag_values=values)
-    rest = values(["main", *arguments])[1:]
+    rest = values(argv)[1:]
     if rest:
         raise UserError(f"unexpected argument '{rest[0]}' (flags look like --name=value)")
     return values
@@ -106,11 +123,14 @@ def _complaint(error: Exception, file: Path, recipe: str, arguments: list[str]) 
     """What went wrong while flags and config file were read, and where."""
     from absl import flags
 
+    from vlm_jax.overrides import new_types
+
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     if lines:
         return f"{file}, line {lines[-1]}: {type(error).__name__}: {_unquoted(error)}"
     overrides = [argument for argument in arguments if argument.startswith(("--config.", "-config."))]
-    if overrides and (found := _wrong_override(error, overrides, _read_flags([f"--config={recipe}"]).config)):
+    types = [f"--config{path}.type={name}" for path, name in new_types(arguments).items()]
+    if overrides and (found := _wrong_override(error, overrides, _read_flags([f"--config={recipe}", *types]).config)):
         return found
     if isinstance(error, flags.Error) and "Traceback" in str(error):  # ml_collections puts it into its message
         return f"{file}: {_unquoted(str(error).strip().splitlines()[-1])}"

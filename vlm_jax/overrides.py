@@ -1,18 +1,83 @@
-"""What is wrong with a `--config.FIELD=VALUE`: which part of the path is not there, and what is in its place."""
+"""Overrides, `--config.FIELD=VALUE`: sections of another type, and what is wrong with a field that cannot be set."""
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from vlm_jax.errors import did_you_mean
+from vlm_jax.config import build, complete, to_plain
+from vlm_jax.errors import UserError, did_you_mean
 
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<place>[^\]]*)\]")
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list, as ('a', 'b')"}
+
+
+def new_types(arguments: Iterable[str]) -> dict[str, str]:
+    """Of `--config.data.type=tfds` the path of the section, ".data", and the name of its type."""
+    found = (re.fullmatch(r"--?config(.+)\.type=(.+)", argument) for argument in arguments)
+    return {match[1]: match[2] for match in found if match}
+
+
+def with_types(cls: Any, config: ml_collections.ConfigDict, types: Mapping[str, str]) -> ml_collections.ConfigDict:
+    """The config with sections of other types, whose fields can then be overridden too.
+
+    A section keeps the values of the fields that its new type has as well, if they are right there; the other fields
+    have their defaults. Where no such section fits into the config it stays what it was.
+
+    Args:
+      cls: what the config is built into.
+      config: the recipe.
+      types: of `new_types`.
+
+    Raises:
+      UserError: there is no type of this name.
+    """
+    plain = to_plain(config)
+    for path, name in types.items():
+        plain = _with_type(cls, plain, path, name)
+    return complete(cls, plain)
+
+
+def _with_type(cls: Any, config: dict[str, Any], path: str, name: str) -> dict[str, Any]:
+    old = _section(config, path)
+    if old is None or old.get("type") in (None, name):
+        return config
+
+    def changed(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The config with these fields of the section; None where it cannot be built."""
+        new = copy.deepcopy(config)
+        section = _section(new, path)
+        section.clear()
+        section.update(fields)
+        try:
+            return to_plain(build(cls, new))
+        except UserError as error:
+            if str(error).startswith(f"config{path}.type: "):
+                raise  # there is no such type
+            return None
+
+    if same := changed({**old, "type": name}):  # another name of the same fields
+        return same
+    found = changed({"type": name})
+    for key in old.keys() & (_section(found, path) if found else {}).keys() - {"type"}:
+        found = changed({**_section(found, path), key: old[key]}) or found
+    return found or config
+
+
+def _section(config: dict[str, Any], path: str) -> Any:
+    """The mapping that a path leads to, if it does."""
+    here: Any = config
+    for step in _STEP.finditer(path):
+        try:
+            here = here[step["name"] or int(step["place"])]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return here if isinstance(here, dict) else None
 
 
 def missing_field(config: Mapping[str, Any], path: str) -> str:

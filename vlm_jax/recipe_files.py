@@ -83,7 +83,7 @@ def check_recipe(given: str) -> None:
     if colon and recipe.arguments is not None and argument not in recipe.arguments:
         raise UserError(
             f"{given}: no argument '{argument}'{did_you_mean(argument, recipe.arguments)}; there are "
-            f"{', '.join(repr(name) for name in recipe.arguments)}"
+            f"{', '.join(repr(name) for name in recipe.arguments)} (--help --config={file} says what they do)"
         )
 
 

@@ -217,6 +217,16 @@ def test_curves_show_the_last_word_on_each_step_and_count_half_lines(tmp_path):
     assert text.count("<polyline") == 1  # no learning rate in the lines
 
 
+def test_curves_of_one_stage_have_one_range_of_steps():
+    entries = [{"step": step, "loss": 8.0 / step} for step in range(1, 6)]
+    for entry, score in ((entries[1], 0.25), (entries[3], 0.5)):
+        entry["validation_mean"] = score
+    loss, score = (charts.curve(key, entries, key) for key in ("loss", "validation_mean"))
+    assert loss.x_ticks == score.x_ticks == [(0.0, "1"), (100.0, "5")]
+    assert [point.split(",")[0] for point in score.points.split()] == ["250.0", "750.0"]
+    assert (score.first, score.last) == ("0.25", "0.5")
+
+
 def test_a_curve_over_orders_of_magnitude_is_logarithmic_and_one_without_numbers_is_not_drawn():
     entries = [{"step": s, "loss": 10.0 ** (2 - s)} for s in range(5)]
     drawn = charts.curve("loss", entries, "loss")
@@ -229,8 +239,10 @@ def test_a_curve_over_orders_of_magnitude_is_logarithmic_and_one_without_numbers
 
 def test_a_long_curve_is_averaged_into_bins():
     entries = [{"step": s, "loss": float(s % 2)} for s in range(10_000)]
-    points = charts.curve("loss", entries, "loss").points.split()
+    curve = charts.curve("loss", entries, "loss")
+    points = curve.points.split()
     assert len(points) == charts.MAX_POINTS
+    assert (curve.first, curve.last) == ("0", "1")  # as they were, not the means of bins
     assert {point.split(",")[1] for point in points} <= {f"{y:.1f}" for y in np.arange(0, 1000, 0.1)}
 
 

@@ -139,6 +139,12 @@ def test_mistakes_name_what_is_wrong(tmp_path):
         tiny.model().generate("<image> <image>", [tiny.png(8, 8, 0)])
     with pytest.raises(UserError, match="max_new_tokens: must be at least 1"):
         tiny.model().generate("x", max_new_tokens=0)
+    with pytest.raises(UserError, match="max_tiles: must be at least 1, got 0"):
+        tiny.model().generate("x", max_tiles=0)
+    with pytest.raises(UserError, match=r"the prompt is not valid Unicode text: 'caf\\udce9'"):
+        tiny.model().generate("caf\udce9")
+    with pytest.raises(UserError, match="cannot read this image: embedded null byte"):
+        tiny.model().generate("x", ["a\0b"])
     broken = {**tiny.params(), "connector": {}}
     with pytest.raises(UserError, match="missing: connector/down/bias"):
         Model(tiny.system(), broken, tiny.tokenizer())

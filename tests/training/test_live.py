@@ -41,6 +41,10 @@ def test_lines_stand_below_each_other():
     assert [first.index(word) for word in ("loss", "rate", "answers/s", "left")] == [
         later.index(word) for word in ("loss", "rate", "answers/s", "left")
     ]
+    entry = {key: value for key, value in ENTRY.items() if key != "accuracy"}  # distillation has no answers
+    assert line(status(entry=entry)).index("rate") == line(status()).index("rate")
+    assert "accuracy      –" in line(status(entry=entry))
+    assert live.summary(status(entry=entry)).endswith("loss 0.5123")
     assert line(status(number=6, step=600, seconds=41.0, left=(0.0, 0.0))).endswith("took 41 s")
 
 

@@ -73,7 +73,8 @@ def read_metrics(path: Path) -> Metrics:
 def curve(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Curve | None:
     """Draws `key` over `step`, averaged within `MAX_POINTS` bins; None with fewer than two finite values.
 
-    The scale is logarithmic where all values are positive and span more than a factor of 30.
+    All curves of the same entries have one range of steps, from the first entry to the last, so that they can stand
+    below one another. The scale is logarithmic where all values are positive and span more than a factor of 30.
     """
     drawn = [(e["step"], e[key]) for e in entries if is_number(e.get(key))]
     if len(drawn) < 2:
@@ -82,11 +83,12 @@ def curve(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Curve | 
     steps, values = np.array([chunk.mean(axis=0) for chunk in bins]).T
     log = values.min() > 0 and values.max() > 30 * values.min() and key != "learning_rate"
     y_ticks, place = axis(values, log, intervals=2 if key == "learning_rate" else 4)
-    across = (steps - steps[0]) / max(steps[-1] - steps[0], 1e-9)
+    first, last = entries[0]["step"], entries[-1]["step"]
+    across = (steps - first) / max(last - first, 1e-9)
     points = " ".join(f"{SIDE * x:.1f},{SIDE * place(y):.1f}" for x, y in zip(across, values, strict=True))
-    x_ticks = [(0.0, f"{drawn[0][0]:,.0f}"), (100.0, f"{drawn[-1][0]:,.0f}")]
+    x_ticks = [(0.0, f"{first:,.0f}"), (100.0, f"{last:,.0f}")]
     scale = "log" if log else "linear"
-    return Curve(name, points, x_ticks, y_ticks, number(values[0]), number(values[-1]), scale)
+    return Curve(name, points, x_ticks, y_ticks, number(drawn[0][1]), number(drawn[-1][1]), scale)
 
 
 def axis(values: np.ndarray, log: bool, intervals: int) -> tuple[list[tuple[float, str]], Callable[[float], float]]:

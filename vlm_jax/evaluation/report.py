@@ -44,6 +44,7 @@ STAGE_LABELS = {
     "answers_per_second": "answers / s",
     "tokens_per_second": "tokens / s",
     "tiles_per_second": "tiles / s",
+    "validation_seconds": "asking",
 }
 
 CONTROL_LABELS = {
@@ -120,7 +121,7 @@ def render(
         tasks=scores,
         controls=[(name, label) for name, label in CONTROL_LABELS.items() if any(name in t["beside"] for t in scores)],
         mean=_means(scores),
-        kinds=[task for task in scores if len(task["kinds"]) > 1 or task["mistakes"]],
+        kinds=[task for task in scores if task["kinds"]],
         tables=[
             (heading, found)
             for heading, found in (

@@ -236,6 +236,10 @@ class Model:
         return batch
 
     def _prepare(self, conversation: Conversation, max_tiles: int | None = None) -> Example:
+        if max_tiles is not None and max_tiles < 1:
+            raise UserError(f"max_tiles: must be at least 1, got {max_tiles}")
+        for turn in conversation.turns:
+            _check_text(turn.text)
         preparer = self.system.preparer(self.tokenizer, self.system.model.decoder.context, max_tiles)
         return preparer(conversation, open_turn=conversation.turns[-1].role == "user")
 
@@ -274,6 +278,13 @@ def with_marks(prompt: str, images: int, numbered: bool = True) -> str:
     return "".join(f"{label}{IMAGE}\n" for label in labels) + prompt
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line or a file that are no UTF-8, or half of a character
+        raise UserError(f"the prompt is not valid Unicode text: {text!a}") from None
+
+
 def read_picture(picture: Picture) -> bytes:
     """An image as the bytes of an image file.
 
@@ -288,8 +299,9 @@ def read_picture(picture: Picture) -> bytes:
         return stream.getvalue()
     try:
         data = Path(picture).read_bytes()
-    except OSError as error:
-        raise UserError(f"{picture}: cannot read this image: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name with a null byte is a wrong value
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(f"{picture}: cannot read this image: {problem}") from None
     decode_image(data, str(picture))  # an error from here names the file
     return data
 

@@ -25,7 +25,7 @@ WIDEST = 100
 REFRESHES = 2
 """How often a second the panel is drawn anew."""
 
-UNKNOWN = "?"
+UNKNOWN, NONE = "?", "–"
 
 
 @dataclasses.dataclass
@@ -65,7 +65,7 @@ def figures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     answers = entry["answers_per_second"]
     return [
         ("loss ", f"{entry['loss']:7.4f}", ""),
-        ("accuracy ", f"{entry['accuracy']:6.3f}", ""),
+        ("accuracy ", f"{entry['accuracy']:6.3f}" if "accuracy" in entry else f"{NONE:>6}", ""),
         ("rate ", f"{entry['learning_rate']:.2e}", ""),
         ("", f"{answers:4.0f}" if answers >= 9.95 else f"{answers:4.1f}", " answers/s"),  # large models are slow
         ("useful tokens ", f"{entry['useful_tokens']:4.0%}", ""),
@@ -111,8 +111,8 @@ class Lines:
 def summary(status: Status) -> str:
     """What stays of a stage on a terminal, where a line should not be long."""
     done = f"{status.step:,}" if status.ended else f"{status.step:,} of {status.steps:,}"
-    loss, accuracy = (f"{before}{value.strip()}" for before, value, _ in figures(status.entry or {})[:2])
-    return f"stage {status.name}: {done} steps took {duration(status.seconds, rough=True)}, {loss}, {accuracy}"
+    said = [f"{before}{value.strip()}" for before, value, _ in figures(status.entry or {})[:2] if value.strip() != NONE]
+    return ", ".join([f"stage {status.name}: {done} steps took {duration(status.seconds, rough=True)}", *said])
 
 
 class Panel:

@@ -163,7 +163,7 @@ class DistillObjective:
             projected = s @ p["kernel"].astype(s.dtype) + p["bias"].astype(s.dtype)
             similarity = cosine(projected, jax.lax.stop_gradient(t))
             loss = loss - jnp.sum(real * jnp.mean(similarity, axis=1)) / self.layers
-        return loss, {"weight": jnp.sum(real), "right": -loss}
+        return loss, {"weight": jnp.sum(real)}
 
     def _states(
         self, config: VisionConfig, compute: Compute, params: Params, tiles: jax.Array, key: jax.Array | None

@@ -110,7 +110,7 @@ class Step:
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": sums["loss"] / weight,
-            "accuracy": sums["right"] / weight,
+            **({"accuracy": sums["right"] / weight} if "right" in sums else {}),  # where answers are right or wrong
             "gradient_norm": optax.global_norm(grads),
             "learning_rate": rate,
             "tokens": jnp.sum(batch.segments > 0),

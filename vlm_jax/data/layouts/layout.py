@@ -102,7 +102,7 @@ class Layout(abc.ABC):
     def fill(
         self, out: np.ndarray, image: Image.Image, size: tuple[int, int], patch_size: int, change: Change | None
     ) -> None:
-        """Writes every element of `out` for `cut_patches`, whose arguments these are."""
+        """Writes every element of `out`, uint8 [k, N, P*P*3] with anything in it, for `cut_patches` (see there)."""
 
     @abc.abstractmethod
     def pictures(self, patches: np.ndarray, size: tuple[int, int], patch_size: int) -> list[np.ndarray]:

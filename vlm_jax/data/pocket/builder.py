@@ -50,10 +50,11 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
       advance: called with the number of records just drawn.
     """
 
-    VERSION = tfds.core.Version("1.3.0")
+    VERSION = tfds.core.Version("1.4.0")
     RELEASE_NOTES = {  # noqa: RUF012 - TFDS's own attribute
         "1.2.0": "Everything is asked about a training picture, each question by itself.",
         "1.3.0": "Training searches digits and adds neighbours up, and asks more often what is hard.",
+        "1.4.0": "Only `large` and `tiny` hold searches.",
     }
     BUILDER_CONFIGS = [pocket_config(preset, 0) for preset in PRESETS]  # noqa: RUF012
 

@@ -13,8 +13,8 @@ TASKS = ("digits", "count", "document", "chart", "point", "photo")
 
 CURRICULUM = ("reading", "finding", "looking", "searching")
 """Tasks of the training split alone, about pictures of one tile. `reading`: the transcription of a 3×3 grid of digits.
-`finding`: cells, rows and columns of one as well. `looking`: all other tasks in turn. `searching`: where a digit of it
-is, and sums of two neighbours."""
+`finding`: cells, rows and columns of one as well. `looking`: in turn all of `TASKS` but digits. `searching`: where a
+digit of a grid is, and sums of two neighbours."""
 
 READ = "Read everything."
 """What asks for a transcription, in one wording: then every word of it has its place at a fixed distance from the
