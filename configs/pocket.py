@@ -22,7 +22,7 @@ ARGUMENTS = {
 
 # Data preset and the steps of every stage, in order; a stage of none is left out.
 SIZES = {
-    "": ("default", 220, 520, 0, 800, 150, 60, 1200),
+    "": ("default", 240, 540, 0, 900, 160, 60, 1500),
     "full": ("large", 300, 700, 2000, 1200, 400, 80, 9000),
     "quick": ("quick", 4, 4, 0, 6, 4, 4, 10),
     "tiny": ("tiny", 2, 2, 0, 2, 2, 2, 4),

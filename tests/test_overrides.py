@@ -105,9 +105,7 @@ def test_a_section_of_another_type_keeps_what_it_can():
 
 def test_a_type_that_is_not_there_is_refused():
     config = complete(Job, {"parts": [{"rows": 9}]})
-    with pytest.raises(
-        UserError, match=r"\.parts\[0\]\.type: there is no 'nothing', there are 'files'"
-    ):
+    with pytest.raises(UserError, match=r"\.parts\[0\]\.type: there is no 'nothing', there are 'files'"):
         with_types(Job, config, {".parts[0]": "nothing"})
 
 

@@ -51,6 +51,15 @@ def test_a_record_is_a_function_of_its_number(records, material, task):
     assert make_record(1, "train", task, 3, material["train"]) != records["train", task][3]
 
 
+@pytest.mark.parametrize("task", ["count", "document", "chart", "point"])
+def test_what_is_hard_is_asked_more_often_in_training_only(material, task):
+    def kinds(split, hard):
+        return {make_record(0, split, task, number, material[split], hard).kind for number in (1, 2, 4)}
+
+    assert kinds("test", hard=True) == kinds("test", hard=False)
+    assert kinds("train", hard=True) != kinds("train", hard=False)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_majority_answer_is_rare(records, task):
     counts = collections.Counter(answers(record)[-1] for record in records["test", task])

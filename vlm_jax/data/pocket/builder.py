@@ -54,7 +54,7 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {  # noqa: RUF012 - TFDS's own attribute
         "1.2.0": "Everything is asked about a training picture, each question by itself.",
         "1.3.0": "Training searches digits and adds neighbours up, and asks more often what is hard.",
-        "1.4.0": "Only `large` and `tiny` hold searches.",
+        "1.4.0": "Only `large` asks more often what is hard, and only `large` and `tiny` hold searches.",
     }
     BUILDER_CONFIGS = [pocket_config(preset, 0) for preset in PRESETS]  # noqa: RUF012
 
@@ -83,7 +83,7 @@ class Pocket(tfds.core.GeneratorBasedBuilder):
         """The records of all tasks; TFDS shuffles them by the hash of their ids when it writes."""
         config = self.builder_config
         records = config.preset.records[split]
-        jobs = [job for task in records for job in make_jobs(split, task, records[task])]
+        jobs = [job for task in records for job in make_jobs(split, task, records[task], config.preset.hard)]
         for drawn in in_order(Drawer(config.seed), jobs, self.workers):
             for record in drawn:
                 yield record.conversation.id, to_record(record.conversation, record.provenance)

@@ -15,8 +15,8 @@ from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
 KINDS = ("value", "highest", "compare", "lowest")
 """A quarter of the questions is after a value, the others compare bars."""
-TRAINED_KINDS = ("highest", "lowest", "value", "highest", "lowest", "compare")
-"""Of the training split, where what is hard comes more often."""
+HARD_KINDS = ("highest", "lowest", "value", "highest", "lowest", "compare")
+"""Where what is hard comes more often (`Preset.hard`)."""
 
 LAYOUTS = {(1, 1): 0.74, (2, 1): 0.12, (2, 2): 0.08, (3, 2): 0.03, (3, 1): 0.03}
 """Tile grid → share of the charts."""

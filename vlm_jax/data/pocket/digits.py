@@ -14,8 +14,8 @@ from vlm_jax.data.pocket.scene import READ, Question, Scene
 
 KINDS = ("cell",)
 COUNT_KINDS = ("number", "count", "number", "sum")
-TRAINED_COUNT_KINDS = ("count", "sum", "number", "count", "sum")
-"""Of the training split, where what is hard comes more often."""
+HARD_COUNT_KINDS = ("count", "sum", "number", "count", "sum")
+"""Where what is hard comes more often (`Preset.hard`)."""
 
 LAYOUTS = {
     (3, 3, (1, 1)): 0.80,

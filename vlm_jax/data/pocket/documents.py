@@ -23,8 +23,8 @@ from vlm_jax.data.pocket.material import Material
 from vlm_jax.data.pocket.scene import READ, Box, Question, Scene, split_of
 
 KINDS = ("field", "price", "field", "total")
-TRAINED_KINDS = ("price", "field", "price", "field", "total")
-"""Of the training split, where what is hard comes more often."""
+HARD_KINDS = ("price", "field", "price", "field", "total")
+"""Where what is hard comes more often (`Preset.hard`)."""
 
 LAYOUTS = {(1, 1): 0.74, (2, 1): 0.12, (1, 2): 0.06, (2, 2): 0.05, (3, 2): 0.03}
 """Tile grid → share of the documents."""

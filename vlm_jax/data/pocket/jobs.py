@@ -13,17 +13,18 @@ CHUNK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Records `start` to `stop` of a task in a split."""
+    """Records `start` to `stop` of a task in a split; `hard` as in `make_record`."""
 
     split: str
     task: str
     start: int
     stop: int
+    hard: bool = False
 
 
-def make_jobs(split: str, task: str, records: int) -> list[Job]:
-    """Jobs that together draw `records` records of a task."""
-    return [Job(split, task, start, min(start + CHUNK, records)) for start in range(0, records, CHUNK)]
+def make_jobs(split: str, task: str, records: int, hard: bool = False) -> list[Job]:
+    """Jobs that together draw `records` records of a task; `hard` as in `make_record`."""
+    return [Job(split, task, start, min(start + CHUNK, records), hard) for start in range(0, records, CHUNK)]
 
 
 class Drawer:
@@ -37,4 +38,7 @@ class Drawer:
         """The job's records."""
         self._materials = self._materials or load_material(self.seed)
         material = self._materials[job.split]
-        return [make_record(self.seed, job.split, job.task, number, material) for number in range(job.start, job.stop)]
+        return [
+            make_record(self.seed, job.split, job.task, number, material, job.hard)
+            for number in range(job.start, job.stop)
+        ]

@@ -19,8 +19,8 @@ from vlm_jax.data.pocket.scene import Box, Question, Scene
 KINDS = ("thing", "line", "thing", "digit", "thing", "bar")
 """Half of the questions are after a thing among one to three, the others after a line of a document, a bar of a chart
 or a digit among several."""
-TRAINED_KINDS = ("digit", "thing", "digit", "line", "thing", "digit", "bar")
-"""Of the training split, where what is hard comes more often."""
+HARD_KINDS = ("digit", "thing", "digit", "line", "thing", "digit", "bar")
+"""Where what is hard comes more often (`Preset.hard`)."""
 
 LAYOUTS = {(1, 1): 0.76, (2, 1): 0.07, (1, 2): 0.07, (2, 2): 0.06, (3, 2): 0.04}
 """Tile grid → share of the pictures with things."""

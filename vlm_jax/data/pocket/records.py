@@ -31,7 +31,7 @@ class Record:
     kind: str
 
 
-def make_record(seed: int, split: str, task: str, number: int, material: Material) -> Record:
+def make_record(seed: int, split: str, task: str, number: int, material: Material, hard: bool = False) -> Record:
     """Draws record `number` of a task in a split.
 
     Args:
@@ -41,9 +41,10 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
       task: one of `TASKS`, or of `CURRICULUM` in `train`.
       number: from 0. Kinds of questions take turns.
       material: of this split.
+      hard: in `train` what is hard is asked more often, which takes long to be learned (`Preset.hard`).
     """
     rng = np.random.default_rng([seed, 1 + SPLITS.index(split), (*TASKS, *CURRICULUM).index(task), number])
-    scene, kind = draw_scene(rng, material, task, number, trained=split == "train")
+    scene, kind = draw_scene(rng, material, task, number, hard=hard and split == "train")
     independent = split == "train" and (task in CURRICULUM or rng.random() < INDEPENDENT)
     if split != "train":
         questions = [scene.questions[0]]
@@ -65,7 +66,7 @@ def make_record(seed: int, split: str, task: str, number: int, material: Materia
 
 
 def draw_scene(
-    rng: np.random.Generator, material: Material, task: str, number: int, trained: bool = False
+    rng: np.random.Generator, material: Material, task: str, number: int, hard: bool = False
 ) -> tuple[Scene, str]:
     """The picture of a record and the kind of question that it was drawn for (which is its first question)."""
     if task in ("reading", "finding", "searching"):
@@ -77,8 +78,8 @@ def draw_scene(
         task = LOOKING[turn]
         layouts["layouts"] = digits.ONE_TILE_COUNTS if task == "count" else ONE_TILE
     kinds, draw = _DRAWING[task]
-    if trained:
-        kinds = _TRAINED.get(task, kinds)
+    if hard:
+        kinds = _HARD.get(task, kinds)
     ask = kinds[number % len(kinds)]
     if task == "photo":
         layouts["number"] = number
@@ -95,13 +96,13 @@ _DRAWING: dict[str, tuple[tuple[str, ...], Callable[..., Scene]]] = {
 }
 """Task -> its kinds of questions, which take turns, and what draws a picture for one."""
 
-_TRAINED = {
-    "count": digits.TRAINED_COUNT_KINDS,
-    "document": documents.TRAINED_KINDS,
-    "chart": charts.TRAINED_KINDS,
-    "point": points.TRAINED_KINDS,
+_HARD = {
+    "count": digits.HARD_COUNT_KINDS,
+    "document": documents.HARD_KINDS,
+    "chart": charts.HARD_KINDS,
+    "point": points.HARD_KINDS,
 }
-"""Task -> the kinds that take turns in the training split, where they are others."""
+"""Task -> the kinds that take turns where what is hard comes more often."""
 
 
 def _everything(scene: Scene) -> list[Question]:
