@@ -17,7 +17,7 @@ ARGUMENTS = {
     "": ("the whole road", "20 minutes on two CPU cores"),
     "full": ("the same road, wider models, more data: examples/pocket", "2 hours on two CPU cores"),
     "quick": ("the same road, a few steps each, with poor scores", "2 minutes on two CPU cores"),
-    "tiny": ("the same, smaller; for tests", "1 minute on two CPU cores"),
+    "tiny": ("the same, smaller; for tests", "2 minutes on two CPU cores"),
 }
 
 # Data preset and the steps of every stage, in order; a stage of none is left out.
